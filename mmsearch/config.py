@@ -1,0 +1,370 @@
+"""One typed, frozen `StudyConfig` out of defaults, study file, environment and command line, in rising precedence."""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mmsearch.errors import StudyFileError
+from mmsearch.hyperparameters import (
+    TABLE,
+    Choices,
+    Dimension,
+    Fixed,
+    Hyperparameters,
+    Parameter,
+    Range,
+    Space,
+    Value,
+    nearest,
+    show,
+)
+from mmsearch.paths import StoragePaths, StudyPaths
+
+Metric = Literal["macro_f1", "accuracy", "loss"]
+Size = Annotated[int, Field(ge=1)]
+
+# What the environment may set; the first variable that is set and not empty counts.
+ENVIRONMENT: tuple[tuple[str, str], ...] = (
+    ("MMSEARCH_STORAGE", "study.storage"),
+    ("OPTUNA_STORAGE", "study.storage"),
+    ("MMSEARCH_FOLDER", "study.folder"),
+    ("MMSEARCH_DATA", "data.source"),
+    ("MMSEARCH_DEVICE", "search.device"),
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StudySection(_Section):
+    """`[study]`: what the study is called, what it maximises, and where it is kept."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=1)] = ("macro_f1",)
+    trials: Size = 20
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    folder: str = "../storage"
+    storage: str | None = None
+
+
+class DataSection(_Section):
+    """`[data]`: the data set, its shapes, and which rows validate."""
+
+    source: str = "demo"
+    validation: Literal["holdout"] = "holdout"
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    rows: Annotated[int, Field(ge=10)] | None = None
+    image_shape: tuple[Size, Size] | tuple[Size, Size, Size] | None = None
+    audio_shape: tuple[Size, Size] | None = None
+
+
+class SearchSection(_Section):
+    """`[search]`: who proposes, who prunes, how long a trial may train."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    startup_trials: Annotated[int, Field(ge=0)] = 10
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    pruner_startup: Annotated[int, Field(ge=0)] = 5
+    pruner_warmup: Annotated[int, Field(ge=0)] = 2
+    max_epochs: Size = 10
+    patience: Size = 3
+    max_retries: Annotated[int, Field(ge=0)] = 1
+    max_failures: Size = 10
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+
+class StudyConfig(_Section):
+    """All of one study: the sections of its file, with paths resolved and defaults filled in."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, ignored_types=(cached_property,)
+    )
+
+    file: str
+    study: StudySection
+    data: DataSection = DataSection()
+    search: SearchSection = SearchSection()
+    space: dict[str, Any] = {}
+    enqueue: tuple[dict[str, Any], ...] = ()
+
+    @field_validator("enqueue", mode="before")
+    @classmethod
+    def _tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @cached_property
+    def dimensions(self) -> Space:
+        """The search space; raises `StudyFileError` where `[space]` cannot be read."""
+        return Space({name: _dimension(self.file, name, node) for name, node in _flatten(self.space).items()})
+
+    @cached_property
+    def configurations(self) -> tuple[Hyperparameters, ...]:
+        """What is tried first: the defaults, then each `[[enqueue]]`; a repeated one once."""
+        found = [self.dimensions.configuration({})]
+        for position, given in enumerate(self.enqueue):
+            try:
+                made = self.dimensions.configuration(_flatten(given))
+            except ValueError as error:
+                raise StudyFileError(f"{self.file}: [[enqueue]] number {position + 1}: {error}") from None
+            if made not in found:
+                found.append(made)
+        return tuple(found)
+
+    @property
+    def metric(self) -> Metric:
+        """The leading metric, whose best epoch on the validation rows is a trial's value."""
+        return self.study.metrics[0]
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Whether a greater or a smaller value of the leading metric is better."""
+        return "minimize" if self.metric == "loss" else "maximize"
+
+    @property
+    def storage_paths(self) -> StoragePaths:
+        """The files that all studies of this folder share."""
+        return StoragePaths(Path(self.study.folder))
+
+    @property
+    def paths(self) -> StudyPaths:
+        """The files of this study."""
+        return StudyPaths(Path(self.study.folder) / self.study.name)
+
+    @property
+    def storage_url(self) -> str:
+        """The database URL: as given, or the embedded database of the storage folder. May hold a password."""
+        return self.study.storage or f"sqlite:///{self.storage_paths.database}"
+
+
+def load_config(
+    path: str | Path, overrides: Mapping[str, object] | None = None, *, origin: str = "the command line"
+) -> StudyConfig:
+    """Read a study file and lay the environment and `overrides` over it.
+
+    `overrides` maps dotted keys such as `study.trials` to values; None stands for "not given". Relative paths in the
+    file are relative to it, those in the environment and in `overrides` to the working directory.
+
+    Raises `StudyFileError` with the file, the key and what is allowed.
+    """
+    path = Path(path)
+    tree = _read(path)
+    for section in ("study", "data", "search"):
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise StudyFileError(f"{path}: {section} must be a table, written [{section}]")
+    study, data = tree["study"], tree["data"]
+    study.setdefault("name", path.stem)
+    study.setdefault("folder", StudySection.model_fields["folder"].default)
+    for section, key in ((study, "folder"), (data, "source")):
+        section[key] = _locate(section[key], path.parent) if isinstance(section.get(key), str) else section.get(key)
+    if data["source"] is None:
+        del data["source"]
+    if isinstance(study.get("storage"), str):
+        study["storage"] = _storage_url(study["storage"], path.parent, f"{path}: [study] storage")
+
+    origins: dict[str, str] = {}
+    given = {key: (value, origin) for key, value in (overrides or {}).items() if value is not None}
+    for variable, key in reversed(ENVIRONMENT):
+        if key not in given and (text := os.environ.get(variable)):
+            origins[key] = f"the environment variable {variable}"
+            _lay(tree, key, text, origins[key])
+    for key, (value, label) in given.items():
+        origins[key] = label
+        _lay(tree, key, value, label)
+
+    for section in (study, data):  # TOML has lists only
+        section.update({key: tuple(node) for key, node in section.items() if isinstance(node, list)})
+    try:
+        config = StudyConfig(file=str(path), **tree)
+    except ValidationError as error:
+        raise StudyFileError(_sentence(error.errors()[0], str(path), origins)) from None
+    except TypeError:  # a top-level table called "file"
+        raise StudyFileError(f'{path}: "file" is not a section of a study file') from None
+    _ = config.dimensions, config.configurations  # read now, so that whatever is wrong is said now
+    _check_search(config)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyFileError(f"{path}: no such study file; `mmsearch init` writes studies/digits.toml here") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{path}: not valid TOML: {error}") from None
+
+
+def _lay(tree: dict[str, Any], key: str, value: object, label: str) -> None:
+    section, name = key.split(".")
+    if isinstance(value, str) and key == "study.storage":
+        value = _storage_url(value, Path.cwd(), label)
+    elif isinstance(value, str) and key in ("study.folder", "data.source"):
+        value = _locate(value, Path.cwd())
+    tree[section][name] = value
+
+
+def _locate(text: str, base: Path) -> str:
+    """A path relative to `base`, made absolute; the word `demo` stays as it is."""
+    return text if text == "demo" else os.path.normpath(base.resolve() / Path(text).expanduser())
+
+
+def _storage_url(text: str, base: Path, label: str) -> str:
+    """A database URL that SQLAlchemy can open, with its driver named and a SQLite file's path made absolute."""
+    if "://" not in text:
+        raise StudyFileError(f"{label} must be a database URL, such as sqlite:///studies.db or postgresql://user@host/name")
+    scheme, rest = text.split("://", 1)
+    dialect = scheme.partition("+")[0]
+    if dialect == "sqlite":
+        name = rest.removeprefix("/")
+        if not name or name.startswith(":memory:"):
+            raise StudyFileError(f"{label} must name a SQLite file: worker processes cannot share one in memory")
+        return f"{scheme}:///{_locate(name, base)}"
+    if dialect in ("postgresql", "postgres"):
+        return f"{'postgresql+psycopg' if '+' not in scheme else scheme}://{rest}"
+    raise StudyFileError(f'{label}: "{scheme}" is not offered; allowed are sqlite and postgresql')
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`optimizer.lr = 1` and `"optimizer.lr" = 1` are the same; tables below a known name are ranges."""
+    flat: dict[str, Any] = {}
+    for key, node in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(node, dict) and name not in TABLE and not set(node) & {"low", "high", "choices"}:
+            flat.update(_flatten(node, f"{name}."))
+        else:
+            flat[name] = node
+    return flat
+
+
+def _dimension(file: str, name: str, node: object) -> Dimension:
+    where = f'{file}: [space] "{name}"'
+    if name not in TABLE:
+        raise StudyFileError(f"{where} is not a hyperparameter{nearest(name, TABLE)}")
+    parameter = TABLE[name]
+    try:
+        if isinstance(node, dict):
+            return _choices(parameter, node["choices"], node) if "choices" in node else _range(parameter, node)
+        if isinstance(node, list):
+            return _choices(parameter, node, {"choices": node})
+        return Fixed(parameter.check(node))
+    except ValueError as error:
+        raise StudyFileError(f"{where}: {error}") from None
+
+
+def _choices(parameter: Parameter, options: object, node: dict[str, Any]) -> Dimension:
+    _only_keys(node, ("choices", "default"))
+    if not isinstance(options, list) or not options:
+        raise ValueError("choices must be a list that is not empty")
+    values = tuple(_check_option(parameter, option) for option in options)
+    if len(set(values)) < len(values):
+        raise ValueError("a choice is listed twice")
+    if "default" in node and parameter.check(node["default"]) not in values:
+        raise ValueError(f"the default {show(node['default'])} is not among the choices")
+    default = parameter.check(node.get("default", parameter.default))
+    if default not in values:
+        numbers = not isinstance(default, str | bool)
+        default = min(values, key=lambda v: abs(float(v) - float(default))) if numbers else values[0]
+    return Fixed(values[0]) if len(values) == 1 else Choices(values, default)
+
+
+def _check_option(parameter: Parameter, option: object) -> Value:
+    try:
+        return parameter.check(option)
+    except ValueError as error:
+        known = [str(o) for o in parameter.options]
+        raise ValueError(f"{error}{nearest(str(option), known) if parameter.kind is str else ''}") from None
+
+
+def _range(parameter: Parameter, node: dict[str, Any]) -> Dimension:
+    _only_keys(node, ("low", "high", "log", "step", "default"))
+    if parameter.options:
+        raise ValueError(f"takes a list of choices, not a range: it is {parameter.allowed()}")
+    for key in ("low", "high"):
+        if key not in node:
+            raise ValueError(f"a range needs low and high; {key} is missing")
+    low, high = parameter.check(node["low"]), parameter.check(node["high"])
+    log, step = node.get("log", False), node.get("step")
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    if low > high:
+        raise ValueError(f"low = {show(low)} is above high = {show(high)}")
+    if not isinstance(log, bool):
+        raise ValueError(f"log must be true or false, not {show(log)}")
+    if log and step is not None:
+        raise ValueError("log and step exclude each other")
+    if log and low <= 0:
+        raise ValueError(f"a logarithmic range must have low above 0, not {show(low)}")
+    if step is not None and (type(step) not in ((int,) if parameter.kind is int else (int, float)) or step <= 0):
+        raise ValueError(f"step must be a {'whole ' if parameter.kind is int else ''}number above 0, not {show(step)}")
+    if step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-6):
+        raise ValueError(f"the range from {show(low)} to {show(high)} is no multiple of step = {show(step)}")
+    whole = parameter.kind is int
+    given = parameter.check(node.get("default", parameter.default))
+    made = Range(low, high, log, step if step is None or whole else float(step), given)
+    if "default" in node and given not in made:
+        raise ValueError(f"the default {show(given)} is not in the range")
+    assert isinstance(given, int | float)
+    default = min(max(given, low), high)
+    if step is not None:
+        default = low + round((default - low) / step) * step
+    if low == high:
+        return Fixed(low)
+    return Range(made.low, made.high, made.log, made.step, parameter.kind(default))
+
+
+def _only_keys(node: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    for key in node:
+        if key not in allowed:
+            raise ValueError(f'"{key}" is not a key of it{nearest(key, allowed)}; allowed are {", ".join(allowed)}')
+
+
+def _check_search(config: StudyConfig) -> None:
+    """What one section's value forbids in another."""
+    if config.search.sampler != "grid":
+        return
+    for name, dimension in config.dimensions.varying().items():
+        where = f'{config.file}: [space] "{name}"'
+        if TABLE[name].requires and name not in config.dimensions.configuration({}):
+            raise StudyFileError(f"{where} applies only to some configurations, which a grid cannot hold")
+        if any(not isinstance(config.dimensions[parent], Fixed) for parent, _ in TABLE[name].requires):
+            raise StudyFileError(f"{where} applies only to some configurations, which a grid cannot hold")
+        if isinstance(dimension, Range) and dimension.grid() is None:
+            raise StudyFileError(f"{where} needs a step, or a list of choices, to be searched by a grid")
+
+
+def _sentence(error: Any, file: str, origins: Mapping[str, str]) -> str:
+    """One pydantic error as one sentence: where, what, what is allowed."""
+    location = [str(part) for part in error["loc"]]
+    section, name = location[0], location[1] if len(location) > 1 else ""
+    key = f"[{section}] {name}".strip()
+    where = f"{origins[f'{section}.{name}']}: {key}" if f"{section}.{name}" in origins else f"{file}: {key}"
+    if error["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {"study": StudySection, "data": DataSection, "search": SearchSection}
+        known = [f for f in StudyConfig.model_fields if f != "file"] if not name else list(models[section].model_fields)
+        what = "a key of this section" if name else "a section of a study file"
+        return f"{where} is not {what}{nearest(name or section, known)}; allowed are {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    allowed = error["msg"].replace("'", '"')
+    for ours, theirs in (("must be", "Input should be"), ("must", "Tuple should"), ("a list", "a valid tuple")):
+        allowed = allowed.replace(theirs, ours)
+    allowed = allowed.replace("a valid dictionary", "a table").replace(" after validation", "")
+    if "valid integer" in allowed:
+        allowed = "must be a whole number"
+    elif error["type"] == "string_pattern_mismatch" and name == "name":
+        allowed = "must be letters, digits, dots, dashes and underscores, at most 100"
+    elif error["type"] == "string_pattern_mismatch":
+        allowed = 'must be "auto", "cpu", "cuda" or "cuda:N"'
+    value = error["input"]
+    return f"{where} = {show(list(value) if isinstance(value, tuple) else value)} {allowed}"

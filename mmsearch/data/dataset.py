@@ -1,0 +1,155 @@
+"""What a data set is to the rest of the program: memory-mapped arrays, and which of their rows are meant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+Index = npt.NDArray[np.int64]
+
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of one pair of arrays.
+
+    image: (N, channels, height, width), any numeric type. audio: (N, frames, coefficients). label: (N,) class indices,
+    or None where nobody knows them. rows: (n,) the rows that belong to this split; the arrays hold others too, and are
+    never copied. `image_scale` times a pixel lies between 0 and 1.
+    """
+
+    image: Array
+    audio: Array
+    label: Index | None
+    rows: Index
+    image_scale: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Index:
+        """(n,) class indices of this split's rows; raises `ValueError` where they are not known."""
+        if self.label is None:
+            raise ValueError("these rows have no labels")
+        return self.label[self.rows]
+
+    def only(self, rows: Index) -> Split:
+        """The same arrays with other rows."""
+        return replace(self, rows=np.sort(rows))
+
+    def chunks(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Scaled images and audio, a few thousand rows at a time."""
+        for start in range(0, len(self.rows), CHUNK_ROWS):
+            rows = self.rows[start : start + CHUNK_ROWS]
+            yield self.image[rows].astype(np.float32) * np.float32(self.image_scale), self.audio[rows].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Means and deviations of training rows: of pixels by channel, of audio by coefficient; and the mean row of each.
+
+    image_mean, image_std: (channels,). audio_mean, audio_std: (coefficients,). mean_image: (channels, height, width).
+    mean_audio: (frames, coefficients).
+    """
+
+    image_mean: npt.NDArray[np.float32]
+    image_std: npt.NDArray[np.float32]
+    audio_mean: npt.NDArray[np.float32]
+    audio_std: npt.NDArray[np.float32]
+    mean_image: npt.NDArray[np.float32]
+    mean_audio: npt.NDArray[np.float32]
+
+
+def statistics(split: Split) -> Statistics:
+    """The statistics of a split's rows, in one pass and double precision."""
+    sums = [np.zeros(split.image.shape[1:]), np.zeros(split.audio.shape[1:])]
+    squares = [np.zeros(split.image.shape[1:]), np.zeros(split.audio.shape[1:])]
+    for chunk in split.chunks():
+        for i, values in enumerate(chunk):
+            sums[i] += values.sum(0, dtype=np.float64)
+            squares[i] += np.einsum("n...,n...->...", values, values, dtype=np.float64)
+    count = len(split)
+    image_axes, audio_axes = (1, 2), (0,)
+
+    def moments(i: int, axes: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        mean = sums[i].mean(axes) / count
+        variance = np.maximum(squares[i].mean(axes) / count - mean**2, 0)
+        std = np.sqrt(variance)
+        return mean.astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32)
+
+    return Statistics(
+        *moments(0, image_axes),
+        *moments(1, audio_axes),
+        mean_image=(sums[0] / count).astype(np.float32),
+        mean_audio=(sums[1] / count).astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a model has to fit: image (channels, height, width), audio (frames, coefficients), number of classes."""
+
+    image: tuple[int, int, int]
+    audio: tuple[int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set: its training rows, its test rows where it has any, and what is known of both.
+
+    `image_digest` and `audio_digest` hold 8 bytes a row of the training arrays; rows with the same digest are identical.
+    """
+
+    source: str
+    layout: str
+    train: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    digests: dict[str, tuple[Index, Index]]
+    ranges: dict[str, tuple[float, float]]
+    competition: bool
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of one image, one audio row and the logits."""
+        channels, height, width = self.train.image.shape[1:]
+        frames, coefficients = self.train.audio.shape[1:]
+        return Shapes((channels, height, width), (frames, coefficients), len(self.classes))
+
+    @cached_property
+    def groups(self) -> Index:
+        """(N,) for each row of the training arrays the group that may not be torn apart.
+
+        Rows that share an identical image or an identical audio row, directly or over others, are one group.
+        """
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        image, audio = (np.unique(digest, return_inverse=True)[1] for digest in self.digests["train"])
+        images = int(image.max()) + 1
+        ones = np.ones(len(image), dtype=np.int8)
+        size = images + int(audio.max()) + 1
+        graph = coo_array((ones, (image, audio + images)), shape=(size, size))
+        return np.asarray(connected_components(graph, directed=False)[1][image], dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that the data set holds, labels included; the same on every machine."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(self.digests):
+            for part in self.digests[name]:
+                digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+        for split in (self.train, self.test):
+            if split is not None and split.label is not None:
+                digest.update(np.ascontiguousarray(split.label, dtype="<i8").tobytes())
+        digest.update("\n".join(self.classes).encode())
+        return digest.hexdigest()

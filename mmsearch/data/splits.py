@@ -1,0 +1,80 @@
+"""Which rows validate and which test: stratified by class, and grouped, so that no repeat lies on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mmsearch.data.dataset import Dataset, Index, Split
+from mmsearch.errors import DataError
+
+
+def assign(labels: Index, groups: Index, shares: tuple[float, ...], rng: np.random.Generator) -> Index:
+    """Give each row a part, 0 to len(shares) - 1, so that each part gets its share of each class.
+
+    labels, groups: (N,). A group goes as a whole to the part that lacks most of the group's most frequent class, the
+    large groups first, in an order that `rng` shuffles among groups of a size.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    counts = np.bincount(group, minlength=len(names))
+    majority = _majority(labels, group, len(names))
+    order = rng.permutation(len(names))
+    order = order[np.argsort(-counts[order], kind="stable")]
+    totals = np.bincount(majority, weights=counts)
+    lacking = [[share * float(total) for share in shares] for total in totals]
+    part = np.empty(len(names), dtype=np.int64)
+    for name in order.tolist():
+        row = lacking[majority[name]]
+        best = max(range(len(row)), key=row.__getitem__)
+        row[best] -= int(counts[name])
+        part[name] = best
+    return part[group]
+
+
+def _majority(labels: Index, group: Index, groups: int) -> Index:
+    """(groups,) the most frequent label of each group."""
+    pairs, counts = np.unique(np.stack([group, labels]), axis=1, return_counts=True)
+    order = np.argsort(counts, kind="stable")
+    found = np.empty(groups, dtype=np.int64)
+    found[pairs[0][order]] = pairs[1][order]  # of a group's labels, the one written last counts
+    return found
+
+
+def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Training and validation rows; `fraction` of the training split validates."""
+    train = dataset.train
+    part = assign(train.labels, dataset.groups[train.rows], (1 - fraction, fraction), _generator(seed, 0))
+    fitted, valid = train.only(train.rows[part == 0]), train.only(train.rows[part == 1])
+    _check(dataset, fitted, valid, "validation", fraction)
+    return fitted, valid
+
+
+def split_off_test(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Training and test rows of a data set that came without a test split."""
+    train = dataset.train
+    part = assign(train.labels, dataset.groups[train.rows], (1 - fraction, fraction), _generator(seed, 1))
+    kept, test = train.only(train.rows[part == 0]), train.only(train.rows[part == 1])
+    _check(dataset, kept, test, "test", fraction)
+    return kept, test
+
+
+def some(split: Split, count: int, seed: int) -> Split:
+    """`count` of a split's rows, with the split's balance of classes."""
+    if count >= len(split):
+        return split
+    share = count / len(split)
+    part = assign(split.labels, np.arange(len(split)), (share, 1 - share), _generator(seed, 2))
+    return split.only(split.rows[part == 0])
+
+
+def _generator(seed: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, purpose]))
+
+
+def _check(dataset: Dataset, fitted: Split, held_out: Split, what: str, fraction: float) -> None:
+    if not len(fitted) or not len(held_out):
+        size: npt.NDArray[np.int64] = np.bincount(dataset.groups[dataset.train.rows])
+        raise DataError(
+            f"{dataset.source}: no {what} split of {fraction:g} is possible: identical images or recordings link "
+            f"{size.max()} of the {len(dataset.train)} training rows into one group, which must not be torn apart"
+        )

@@ -1,0 +1,74 @@
+"""The exceptions that mmsearch raises, each with the exit code that its command ends with.
+
+    MmsearchError                 1   something failed; the message is one sentence for the user
+    +-- UsageError                2   a wrong command line, study file or data set
+    |   +-- StudyFileError            the study file, its environment or overrides: names file, key and what is allowed
+    |   +-- DataError                 a data set: names file and row
+    |   `-- StudyMismatch             the stored study was begun with something else: names what
+    +-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
+    +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
+    +-- SearchFailed              1   workers or trials failed again and again
+    +-- BundleError               1   a retrained model that cannot be loaded or does not reproduce its predictions
+    `-- TrialFailed               1   one trial's training went wrong; the search goes on
+        `-- LossNotFinite             its loss became infinite or not a number
+
+    BudgetExhausted                   not an error: the study has all the trials it was asked for
+"""
+
+from __future__ import annotations
+
+
+class MmsearchError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(MmsearchError):
+    """Something that the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class StudyFileError(UsageError):
+    """A study file, an environment variable or an override is wrong."""
+
+
+class DataError(UsageError):
+    """A data set cannot be read or does not hold together."""
+
+
+class StudyMismatch(UsageError):
+    """The study in the storage was begun with other data, space or settings."""
+
+
+class NoCompletedTrial(MmsearchError):
+    """There is no completed trial to take the best of."""
+
+    exit_code = 3
+
+
+class StorageError(MmsearchError):
+    """The study's storage cannot be reached or used."""
+
+    exit_code = 4
+
+
+class SearchFailed(MmsearchError):
+    """Workers died, or trials failed, again and again."""
+
+
+class BundleError(MmsearchError):
+    """A bundle is incomplete, damaged, or predicts something else than when it was made."""
+
+
+class TrialFailed(MmsearchError):
+    """One trial cannot be finished; its message is the reason that the dashboard and the log show."""
+
+
+class LossNotFinite(TrialFailed):
+    """The loss became infinite or not a number."""
+
+
+class BudgetExhausted(Exception):
+    """The study already has, finished or under way, all the trials of its total."""

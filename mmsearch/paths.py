@@ -1,0 +1,121 @@
+"""The name of every file that mmsearch leaves on disk, and how files are written: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_STUDY = Path("studies/digits.toml")
+
+
+@dataclass(frozen=True)
+class StoragePaths:
+    """What all studies of one storage folder share."""
+
+    folder: Path
+
+    @property
+    def database(self) -> Path:
+        """The embedded database, used where no storage URL is given."""
+        return self.folder / "studies.db"
+
+    @property
+    def artifacts(self) -> Path:
+        """What the dashboard shows beside trials: one flat folder of files with random names."""
+        return self.folder / "artifacts"
+
+    @property
+    def cache(self) -> Path:
+        """What is derived from data sets and may be deleted at any time."""
+        return self.folder / "cache"
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """What one study leaves under its storage folder."""
+
+    folder: Path
+
+    @property
+    def study_file(self) -> Path:
+        """The study as it was run."""
+        return self.folder / "study.toml"
+
+    def log(self, worker: str) -> Path:
+        """What a worker wrote: its warnings, and the traceback of a trial that failed."""
+        return self.folder / "logs" / f"worker-{worker}.log"
+
+    def trial(self, number: int) -> Path:
+        """One trial's folder."""
+        return self.folder / "trials" / str(number)
+
+    def epochs(self, number: int) -> Path:
+        """One trial's epochs, a JSON object a line, appended as they end."""
+        return self.trial(number) / "metrics.jsonl"
+
+    @property
+    def retrained(self) -> Path:
+        """One folder a retrained model, and the link `best` to the latest."""
+        return self.folder / "retrained"
+
+
+@dataclass(frozen=True)
+class BundlePaths:
+    """What a retrained model's folder holds."""
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The model's weights and normalisation (safetensors)."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def config(self) -> Path:
+        """What rebuilds the model: hyperparameters, shapes and classes (TOML)."""
+        return self.folder / "config.toml"
+
+    @property
+    def predictions(self) -> Path:
+        """The test rows' predictions with probabilities."""
+        return self.folder / "predictions.csv"
+
+    @property
+    def submission(self) -> Path:
+        """The same in a competition's form: `row_id,label`."""
+        return self.folder / "submission.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """Scores, their provenance and the figures behind them."""
+        return self.folder / "metrics.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def shipped_studies() -> Path:
+    """The folder of study files that come with the program: inside the wheel, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "studies"
+    return inside if inside.is_dir() else package.parent / "studies"
+

@@ -1,0 +1,110 @@
+"""A bundle: a folder with a model's weights and what rebuilds it. Needs no study and no Optuna."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+
+from mmsearch.data.dataset import Array, Shapes, Split
+from mmsearch.data.sources import rows_from_arrays
+from mmsearch.errors import BundleError
+from mmsearch.hyperparameters import TABLE, Hyperparameters
+from mmsearch.models.factory import MultimodalClassifier, build_model
+from mmsearch.paths import BundlePaths, write_text
+from mmsearch.training.fit import predict_logits
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model with its hyperparameters, input shapes and class names."""
+
+    model: MultimodalClassifier
+    hyperparameters: Hyperparameters
+    shapes: Shapes
+    classes: tuple[str, ...]
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `retrain-best` measured: the content of metrics.json."""
+        held: dict[str, Any] = json.loads(BundlePaths(self.folder).metrics.read_text(encoding="utf-8"))
+        return held
+
+    def predict(self, image: Array, audio: Array, device: torch.device | None = None) -> npt.NDArray[np.float32]:
+        """(N, classes) probabilities of raw rows: images and audio in any form and pixel range that a data set may have.
+
+        Raises `DataError` where their shapes are not the model's.
+        """
+        split = rows_from_arrays(np.asarray(image), np.asarray(audio), self.shapes.image, self.shapes.audio)
+        return self.probabilities(split, device)
+
+    def probabilities(self, split: Split, device: torch.device | None = None) -> npt.NDArray[np.float32]:
+        """(n, classes) probabilities of a split's rows."""
+        logits = predict_logits(self.model, split, device or torch.device("cpu"))
+        found: npt.NDArray[np.float32] = torch.softmax(logits, dim=1).numpy()
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write weights and configuration into `folder`."""
+        paths = BundlePaths(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
+        paths.weights.write_bytes(save(weights))
+        write_text(
+            paths.config,
+            "# What rebuilds the model; `mmsearch predict` reads it.\n"
+            + _table("bundle", {"format": FORMAT})
+            + _table(
+                "model",
+                {"image_shape": self.shapes.image, "audio_shape": self.shapes.audio, "classes": self.classes},
+            )
+            + _table("hyperparameters", self.hyperparameters),
+        )
+
+    @staticmethod
+    def load(folder: str | Path) -> Bundle:
+        """Read a bundle; raises `BundleError` with the file that is missing or damaged."""
+        folder = Path(folder)
+        paths = BundlePaths(folder)
+        try:
+            held = tomllib.loads(paths.config.read_text(encoding="utf-8"))
+            if held["bundle"]["format"] != FORMAT:
+                raise BundleError(f"{paths.config}: made by another version: its format is not {FORMAT}")
+            model_section = held["model"]
+            shapes = Shapes(
+                tuple(model_section["image_shape"]), tuple(model_section["audio_shape"]), len(model_section["classes"])
+            )
+            hyperparameters = Hyperparameters(
+                {name: TABLE[name].check(value) for name, value in held["hyperparameters"].items()}
+            )
+            model = build_model(hyperparameters, shapes)
+            model.load_state_dict(load_file(paths.weights))
+        except FileNotFoundError as error:
+            raise BundleError(f"{error.filename or paths.weights}: no such file; a bundle is a folder that `mmsearch retrain-best` made") from None  # fmt: skip
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            raise BundleError(f"{folder}: not a bundle, or damaged: {str(error).splitlines()[0]}") from None
+        return Bundle(model, hyperparameters, shapes, tuple(model_section["classes"]), folder)
+
+
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    """A flat TOML table; JSON's texts, numbers and flags are TOML's too."""
+    lines = [f"{json.dumps(key)} = {_value(value)}" for key, value in values.items()]
+    return "\n".join([f"\n[{name}]", *lines]) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_value(part) for part in value) + "]"
+    return json.dumps(value)

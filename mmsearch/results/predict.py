@@ -1,0 +1,47 @@
+"""Predictions as files: one row a data row, with probabilities; and a competition's submission."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mmsearch.data.dataset import Index, Split
+from mmsearch.data.sources import load_rows
+from mmsearch.results.bundle import Bundle
+
+
+def predictions_csv(
+    classes: Sequence[str], probabilities: npt.NDArray[np.float32], rows: Index, labels: Index | None
+) -> str:
+    """`row_id,label,predicted,confidence` and a probability a class; `label` only where labels are known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    known = ["label"] if labels is not None else []
+    writer.writerow(["row_id", *known, "predicted", "confidence", *(f"p_{name}" for name in classes)])
+    predicted = probabilities.argmax(1)
+    for i, row in enumerate(rows.tolist()):
+        truth = [classes[labels[i]]] if labels is not None else []
+        chosen = predicted[i]
+        writer.writerow([row, *truth, classes[chosen], probabilities[i, chosen], *probabilities[i]])
+    return text.getvalue()
+
+
+def submission_csv(classes: Sequence[str], probabilities: npt.NDArray[np.float32], rows: Index) -> str:
+    """`row_id,label` in the competition's form."""
+    lines = [f"{row},{classes[best]}" for row, best in zip(rows.tolist(), probabilities.argmax(1), strict=True)]
+    return "\n".join(["row_id,label", *lines]) + "\n"
+
+
+def known_labels(split: Split) -> Index | None:
+    """(n,) a split's labels, or None."""
+    return None if split.label is None else split.labels
+
+
+def predict(bundle: Bundle, source: str, split: str | None = None) -> str:
+    """The predictions of a data set's test rows (or of its training rows, where there is no test split), as CSV."""
+    rows = load_rows(source, split, bundle.shapes.image, bundle.shapes.audio, bundle.classes)
+    return predictions_csv(bundle.classes, bundle.probabilities(rows), rows.rows, known_labels(rows))

@@ -1,0 +1,323 @@
+"""Optuna's database storage with exact budgets: everything that reaches into Optuna's private parts is here.
+
+What stock Optuna 5.0 does not do, and this does:
+
+- A trial's state changes by compare-and-swap, so that nobody claims or finishes a trial twice (stock SQLite claims one
+  waiting trial twice, since `FOR UPDATE` does nothing there).
+- A trial is created or claimed only while the study has places left, counted under the study's lock.
+- Whoever claims a trial is written down, with a first heartbeat, in the same transaction: a worker that is killed at
+  any moment leaves a trial whose owner is known.
+- Failing a dead worker's trial and queueing its retry is one transaction, so that nobody takes the place between.
+
+Each override has a contract test in tests/test_storage.py, so that an upgrade of Optuna fails loudly.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.orm import Session
+
+from mmsearch.errors import BudgetExhausted, StorageError, UsageError
+
+OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last
+SLOT = "mmsearch:slot"  # system attribute of a trial: its point of the grid
+BASELINE = "mmsearch:baseline"  # system attribute of the trial that has the defaults
+FAIL_REASON = "fail_reason"  # user attribute of a failed trial
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+KEPT_BY_A_RETRY = ("fixed_params", SLOT, BASELINE)
+SQLITE_TIMEOUT_S = 60
+CREATION_LOCK = 0x6D6D7365  # any number that others do not use for an advisory lock
+
+
+class Storage(RDBStorage):
+    """A study's database, opened by one process.
+
+    `budget` is the study's total of complete and pruned trials; None stands for no limit. `owner` describes the
+    process that claims trials. `slots` is the size of a grid, of which each trial gets a point that no other has.
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self.budget: int | None = None
+        self.owner: dict[str, Any] | None = None
+        self.slots: int | None = None
+        sqlite = url.startswith("sqlite")
+        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+        super().__init__(url, engine_kwargs=engine, skip_table_creation=not create)
+        if sqlite:
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            self.engine.dispose()  # connections that were made before the listener was
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        if template_trial is not None:  # enqueued: it waits until it is claimed
+            return super()._get_prepared_new_trial(study_id, template_trial, session)
+        self._lock_study(study_id, session)
+        self._must_have_room(study_id, session, (*FINISHED, TrialState.RUNNING, TrialState.WAITING))
+        slot = self._free_slot(study_id, session)
+        trial = super()._get_prepared_new_trial(study_id, None, session)
+        if slot is not None:
+            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial.trial_id, SLOT, slot)
+        self._sign(trial.trial_id, session)
+        return trial
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Move a trial on: WAITING to RUNNING, or RUNNING to anything else.
+
+        Returns False where somebody else was faster, raises `UpdateFinishedTrialError` where the trial is finished,
+        and `BudgetExhausted` where a claim would go beyond the total.
+        """
+        expected = TrialState.WAITING if state == TrialState.RUNNING else TrialState.RUNNING
+        now = datetime.now(UTC).replace(tzinfo=None)
+        changes: dict[str, Any] = {"state": state}
+        if state == TrialState.RUNNING:
+            changes["_datetime_start_utc"] = now
+        elif state.is_finished():
+            changes["_datetime_complete_utc"] = now
+        with _create_scoped_session(self.scoped_session) as session:
+            if state == TrialState.RUNNING:
+                study_id = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
+                self._lock_study(study_id, session)
+                self._must_have_room(study_id, session, (*FINISHED, TrialState.RUNNING))
+            swapped = session.execute(
+                sa.update(models.TrialModel)
+                .where(models.TrialModel.trial_id == trial_id, models.TrialModel.state == expected)
+                .values({getattr(models.TrialModel, name): value for name, value in changes.items()})
+                .execution_options(synchronize_session=False)
+            )
+            if not swapped.rowcount:  # type: ignore[attr-defined]
+                held = models.TrialModel.find_or_raise_by_id(trial_id, session)
+                self.check_trial_is_updatable(trial_id, held.state)
+                return False
+            for objective, value in enumerate(values or ()):
+                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+                session.add(
+                    models.TrialValueModel(trial_id=trial_id, objective=objective, value=stored, value_type=kind)
+                )
+            if state == TrialState.RUNNING:
+                self._sign(trial_id, session)
+        return True
+
+    def hand_back(self, trial_id: int) -> bool:
+        """Put a running trial back into the queue: same number and parameters, to be trained from its beginning.
+
+        Returns False where it is no longer running.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = self._lock_running(trial_id, session)
+            if trial is None:
+                return False
+            self._forget_epochs(trial_id, session)
+            trial.state = TrialState.WAITING
+        return True
+
+    def fail(self, trial_id: int, reason: str, max_retries: int) -> tuple[bool, int | None]:
+        """Fail a running trial and, if it was not retried `max_retries` times yet, queue a retry: one transaction.
+
+        Returns whether it was still running, and the retry's number, if any. The retry has the same parameters and
+        remembers the number of the first attempt, as Optuna's own retries do.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = self._lock_running(trial_id, session)
+            if trial is None:
+                return False, None
+            frozen = self._build_frozen_trial_from_trial_model(trial)
+            self._set_trial_attr_without_commit(
+                session, models.TrialUserAttributeModel, trial_id, FAIL_REASON, reason
+            )
+            session.flush()
+            trial.state = TrialState.FAIL
+            trial.datetime_complete = datetime.now()
+            history = [*frozen.system_attrs.get("retry_history", []), frozen.number]
+            if len(history) > max_retries:
+                return True, None
+            kept = {key: value for key, value in frozen.system_attrs.items() if key in KEPT_BY_A_RETRY}
+            retry = create_trial(
+                state=TrialState.WAITING,
+                params=frozen.params,
+                distributions=frozen.distributions,
+                system_attrs={**kept, "failed_trial": history[0], "retry_history": history},
+            )
+            session.flush()
+            made = super()._get_prepared_new_trial(trial.study_id, retry, session)
+            return True, int(made.number)
+
+    def silent(self, study_id: int, seconds: int) -> list[int]:
+        """The ids of running trials whose owner's last heartbeat is older than `seconds`."""
+        with _create_scoped_session(self.scoped_session) as session:
+            now = session.execute(sa.select(sa.func.now())).scalar_one().replace(tzinfo=None)
+            found = session.execute(
+                sa.select(models.TrialModel.trial_id)
+                .join(models.TrialHeartbeatModel, models.TrialHeartbeatModel.trial_id == models.TrialModel.trial_id)
+                .where(
+                    models.TrialModel.study_id == study_id,
+                    models.TrialModel.state == TrialState.RUNNING,
+                    models.TrialHeartbeatModel.heartbeat < now - timedelta(seconds=seconds),
+                )
+            )
+            return [int(trial_id) for (trial_id,) in found]
+
+    def _lock_study(self, study_id: int, session: Session) -> None:
+        """Nobody else creates, claims, fails or hands back a trial of this study until the transaction ends."""
+        if self.engine.name == "sqlite":  # which knows no row locks: any write takes the database's one lock
+            session.execute(
+                sa.update(models.StudyModel)
+                .where(models.StudyModel.study_id == study_id)
+                .values(study_name=models.StudyModel.study_name)
+                .execution_options(synchronize_session=False)
+            )
+        else:
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+
+    def _lock_running(self, trial_id: int, session: Session) -> models.TrialModel | None:
+        self._lock_study(models.TrialModel.find_or_raise_by_id(trial_id, session).study_id, session)
+        session.expire_all()
+        trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        return trial if trial.state == TrialState.RUNNING else None
+
+    def _must_have_room(self, study_id: int, session: Session, counted: tuple[TrialState, ...]) -> None:
+        if self.budget is None:
+            return
+        taken = session.execute(
+            sa.select(sa.func.count(models.TrialModel.trial_id)).where(
+                models.TrialModel.study_id == study_id, models.TrialModel.state.in_(counted)
+            )
+        ).scalar_one()
+        if taken >= self.budget:
+            raise BudgetExhausted(taken)
+
+    def _free_slot(self, study_id: int, session: Session) -> int | None:
+        """The first point of the grid that no trial holds, failed trials aside."""
+        if self.slots is None:
+            return None
+        held = session.execute(
+            sa.select(models.TrialSystemAttributeModel.value_json)
+            .join(models.TrialModel, models.TrialModel.trial_id == models.TrialSystemAttributeModel.trial_id)
+            .where(
+                models.TrialModel.study_id == study_id,
+                models.TrialSystemAttributeModel.key == SLOT,
+                models.TrialModel.state != TrialState.FAIL,
+            )
+        )
+        taken = {int(text) for (text,) in held}
+        free = next((slot for slot in range(self.slots) if slot not in taken), None)
+        if free is None:
+            raise BudgetExhausted(self.slots)
+        return free
+
+    def _sign(self, trial_id: int, session: Session) -> None:
+        """Write down who has the trial, with a first heartbeat."""
+        if self.owner is not None:
+            self._set_trial_attr_without_commit(
+                session, models.TrialSystemAttributeModel, trial_id, OWNER, self.owner
+            )
+        beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
+        if beat is None:
+            session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+        else:
+            beat.heartbeat = session.execute(sa.select(sa.func.now())).scalar_one()
+
+    @staticmethod
+    def _forget_epochs(trial_id: int, session: Session) -> None:
+        """Training starts anew, and Optuna ignores a step that was reported before."""
+        session.execute(
+            sa.delete(models.TrialIntermediateValueModel)
+            .where(models.TrialIntermediateValueModel.trial_id == trial_id)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def open_storage(url: str, *, create: bool = False) -> Storage:
+    """Connect to a database; `create` makes its tables where they are missing.
+
+    Raises `StorageError` where it cannot be reached, holds no studies, or is of another version; and `UsageError`
+    where the URL names no driver that is installed.
+    """
+    if not create and (path := _sqlite_path(url)) is not None and not path.exists():
+        raise StorageError(f"{path}: there is no study yet; `mmsearch launch` makes one")
+    try:
+        return Storage(url, create=create)
+    except ImportError:
+        raise UsageError(
+            f"{hide_password(url)}: the database's driver is not installed; pip install 'mmsearch[postgres]' brings it"
+        ) from None
+    except sa.exc.ArgumentError:
+        raise UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name") from None
+    except (sa.exc.SQLAlchemyError, RuntimeError) as error:
+        raise storage_error(url, error) from None
+
+
+def storage_error(url: str, error: BaseException) -> StorageError:
+    """What a database error means to the user, in one sentence and without a password."""
+    cause = error
+    while not isinstance(cause, sa.exc.DBAPIError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(getattr(cause, "orig", None) or cause).strip().splitlines()
+    return StorageError(f"{hide_password(url)}: {text[-1] if text else type(error).__name__}")
+
+
+def hide_password(url: str) -> str:
+    """A storage URL as it may be shown."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url.split("://", 1)[0] + "://..."
+
+
+@contextmanager
+def creation_lock(url: str) -> Iterator[None]:
+    """One process at a time makes tables and studies: without it most of those that start together would crash."""
+    path = _sqlite_path(url)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path.parent, os.O_RDONLY)
+        except OSError as error:
+            raise StorageError(f"{path.parent}: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+        return
+    try:
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        connection = engine.connect()
+    except ImportError:
+        raise UsageError(
+            f"{hide_password(url)}: the database's driver is not installed; pip install 'mmsearch[postgres]' brings it"
+        ) from None
+    except sa.exc.ArgumentError:
+        raise UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name") from None
+    except sa.exc.SQLAlchemyError as error:
+        raise storage_error(url, error) from None
+    with connection:
+        connection.execute(sa.select(sa.func.pg_advisory_lock(CREATION_LOCK)))  # ends with the connection
+        yield
+
+
+def _sqlite_path(url: str) -> Path | None:
+    return Path(url.split(":///", 1)[1]) if url.startswith("sqlite") else None
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    """Readers do not wait for the writer, and a commit costs no flush of the disk's cache."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()

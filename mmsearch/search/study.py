@@ -1,0 +1,321 @@
+"""One study: made once, opened by many, and checked to be the one that the study file describes."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from mmsearch.config import StudyConfig
+from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch
+from mmsearch.hyperparameters import Choices, Range, show
+from mmsearch.search.samplers import build_pruner, build_sampler
+from mmsearch.search.space import grid, varying
+from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, creation_lock, hide_password, open_storage
+
+FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
+TOTAL = "mmsearch:total"
+SILENT_AFTER_S = 120  # a heartbeat comes every 30 s; a native call can hold it up for a while
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials by state."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+
+    @property
+    def finished(self) -> int:
+        """What counts towards the total."""
+        return self.complete + self.pruned
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """An Optuna study with its storage, opened by this process."""
+
+    config: StudyConfig
+    optuna: optuna.Study
+    storage: Storage
+
+    @cached_property
+    def id(self) -> int:
+        """The study's number in its storage."""
+        return self.storage.get_study_id_from_name(self.config.study.name)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number; to be read, not changed."""
+        return self.optuna.get_trials(deepcopy=False)
+
+    def stored_fingerprint(self) -> dict[str, Any] | None:
+        """What the study was begun with; None for a study that is not whole, or not ours."""
+        found: dict[str, Any] | None = self.storage.get_study_system_attrs(self.id).get(FINGERPRINT)
+        return found
+
+    def check(self, data_fingerprint: str) -> None:
+        """Raise `StudyMismatch` where the study file or the data are not what the study was searched with."""
+        compare(self.config.study.name, self.stored_fingerprint() or {}, fingerprint(self.config, data_fingerprint))
+
+    def total(self) -> int:
+        """The total of the last launch, or else the study file's."""
+        stored = self.storage.get_study_system_attrs(self.id).get(TOTAL)
+        return int(stored) if stored is not None else total_of(self.config)
+
+    def best(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
+        """The completed trial with the best value, the first of equals; None where there is none."""
+        done = [t for t in (trials or self.trials()) if t.state == TrialState.COMPLETE and t.value is not None]
+        sign = 1 if self.config.direction == "maximize" else -1
+        return max(done, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+
+    def must_have_best(self) -> FrozenTrial:
+        """The best trial; raises `NoCompletedTrial`."""
+        best = self.best()
+        if best is None:
+            raise NoCompletedTrial(
+                f"study {self.config.study.name}: no trial is complete yet; `mmsearch launch` makes some"
+            )
+        return best
+
+    def baseline(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
+        """The completed trial that has the defaults."""
+        return next(
+            (
+                t
+                for t in (trials or self.trials())
+                if t.system_attrs.get(BASELINE) and t.state == TrialState.COMPLETE
+            ),
+            None,
+        )
+
+    def reap(self, is_dead: Callable[[Mapping[str, Any]], bool]) -> list[tuple[int, int | None]]:
+        """Fail, and queue again, the running trials whose owner is dead or silent.
+
+        Returns each such trial's number with the number of its retry, if it gets one.
+        """
+        silent = set(self.storage.silent(self.id, SILENT_AFTER_S))
+        found: list[tuple[int, int | None]] = []
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner = trial.system_attrs.get(OWNER, {})
+            if is_dead(owner):
+                reason = f"the worker died (process {owner.get('pid')} on {owner.get('host')})"
+            elif trial._trial_id in silent:
+                reason = f"the worker was silent for {SILENT_AFTER_S} s ({owner.get('host')})"
+            else:
+                continue
+            was_running, retry = self.storage.fail(trial._trial_id, reason, self.config.search.max_retries)
+            if was_running:
+                found.append((trial.number, retry))
+        return found
+
+    def hand_back(self, worker: str) -> list[int]:
+        """Put back into the queue what a worker that is no more was on; returns the numbers."""
+        return [
+            trial.number
+            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if trial.system_attrs.get(OWNER, {}).get("worker") == worker and self.storage.hand_back(trial._trial_id)
+        ]
+
+
+def count(trials: list[FrozenTrial]) -> Counts:
+    """Count trials by state."""
+    found = Counter(trial.state for trial in trials)
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
+    return Counts(*(found[state] for state in states))
+
+
+def total_of(config: StudyConfig) -> int:
+    """How many trials a study is to have: as many as asked for, but no more than its grid has points."""
+    if config.search.sampler != "grid":
+        return config.study.trials
+    axes = [d.options if isinstance(d, Choices) else d.grid() or () for d in config.dimensions.varying().values()]
+    return min(config.study.trials, math.prod(len(axis) for axis in axes))
+
+
+def open_study(config: StudyConfig) -> OpenStudy:
+    """Open a study that exists; raises `StorageError` where it does not."""
+    storage = open_storage(config.storage_url)
+    try:
+        study = optuna.load_study(
+            study_name=config.study.name,
+            storage=storage,
+            sampler=build_sampler(config),
+            pruner=build_pruner(config),
+        )
+    except KeyError:
+        known = ", ".join(sorted(held.study_name for held in storage.get_all_studies())) or "none"
+        raise StorageError(
+            f"{hide_password(config.storage_url)}: there is no study {config.study.name}; there is: {known}"
+        ) from None
+    return OpenStudy(config, study, storage)
+
+
+def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy, list[str]]:
+    """Make the study, or open it and check that it was begun with the same data and settings.
+
+    Any number of processes may call it at once. Returns the study and notes for the user, such as a range that became
+    wider. Raises `StudyMismatch`, which names what differs.
+    """
+    with creation_lock(config.storage_url):
+        storage = open_storage(config.storage_url, create=True)
+        level = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            optuna.create_study(
+                study_name=config.study.name, storage=storage, direction=config.direction, load_if_exists=True
+            )
+        finally:
+            optuna.logging.set_verbosity(level)
+        opened = open_study(config)
+        now, stored = fingerprint(config, data_fingerprint), opened.stored_fingerprint()
+        if stored is None and opened.trials():
+            raise StudyMismatch(
+                f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch; "
+                "choose another with --study-name"
+            )
+        notes = [] if stored is None else compare(config.study.name, stored, now)
+        if stored != now:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                opened.optuna.set_metric_names([config.metric])
+            _enqueue(opened)
+            storage.set_study_system_attr(opened.id, FINGERPRINT, now)  # last: only now is the study whole
+        storage.set_study_system_attr(opened.id, TOTAL, total_of(config))
+        storage.engine.dispose()
+    return opened, notes
+
+
+def _enqueue(opened: OpenStudy) -> None:
+    """Queue the defaults and the study file's own configurations, unless they are there already."""
+    config = opened.config
+    space = config.dimensions
+    points = grid(space, config.study.seed) if config.search.sampler == "grid" else None
+    known = [trial.system_attrs.get("fixed_params") for trial in opened.trials()]
+    for position, configuration in enumerate(config.configurations):
+        params = varying(space, configuration)
+        if params in known or (points is not None and params not in points):
+            continue
+        attrs: dict[str, Any] = {"fixed_params": params}
+        if position == 0:
+            attrs[BASELINE] = True
+        if points is not None:
+            attrs[SLOT] = points.index(params)
+        opened.optuna.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attrs))
+
+
+def fingerprint(config: StudyConfig, data_fingerprint: str) -> dict[str, Any]:
+    """What must stay as it is while a study goes on. `[ranges]` may grow."""
+    dimensions = {name: config.dimensions[name] for name in config.dimensions.varying()}
+    search = config.search
+    return {
+        "data": data_fingerprint,
+        "study.metrics": list(config.study.metrics),
+        "study.seed": config.study.seed,
+        **{f"data.{key}": getattr(config.data, key) for key in ("validation", "fraction", "test", "rows")},
+        **{
+            f"search.{key}": getattr(search, key)
+            for key in ("sampler", "startup_trials", "pruner", "pruner_startup", "pruner_warmup", "max_epochs", "patience")
+        },
+        "fixed": config.dimensions.fixed(),
+        "choices": {name: list(d.options) for name, d in dimensions.items() if isinstance(d, Choices)},
+        "ranges": {name: [d.low, d.high, d.log, d.step] for name, d in dimensions.items() if isinstance(d, Range)},
+    }
+
+
+def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Notes on ranges that became wider; raises `StudyMismatch` for any other difference."""
+
+    def refuse(what: str, before: object, after: object) -> StudyMismatch:
+        return StudyMismatch(
+            f"the study {name} was begun with {what} = {_words(before)}, and now it is {_words(after)}; "
+            "put it back, or begin another study with --study-name"
+        )
+
+    if stored["data"] != now["data"]:
+        raise StudyMismatch(
+            f"the study {name} was begun with other data; put it back, or begin another study with --study-name"
+        )
+    notes = []
+    for key in now:
+        if key not in ("fixed", "choices", "ranges") and stored.get(key) != now[key]:
+            raise refuse(key, stored.get(key), now[key])
+    for kind in ("fixed", "choices"):
+        for what in {**stored[kind], **now[kind]}:
+            before, after = (_find(held, what) for held in (stored, now))
+            if before != after:
+                raise refuse(f'"{what}"', before, after)
+    for what in {**stored["ranges"], **now["ranges"]}:
+        before, after = (_find(held, what) for held in (stored, now))
+        if before == after:
+            continue
+        known = what in stored["ranges"] and what in now["ranges"]
+        if not known or before[2:] != after[2:] or after[0] > before[0] or after[1] < before[1]:
+            raise refuse(f'"{what}"', before, after)
+        notes.append(f'"{what}" is now {_words(after)}, wider than {_words(before)}')
+    return notes
+
+
+def _find(held: dict[str, Any], name: str) -> Any:
+    return next((held[kind][name] for kind in ("fixed", "choices", "ranges") if name in held[kind]), None)
+
+
+def _words(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case [low, high, bool() as log, step] if not isinstance(low, str | bool):
+            extra = " (log)" if log else f" in steps of {show(step)}" if step else ""
+            return f"{show(low)} to {show(high)}{extra}"
+        case list():
+            return "[" + ", ".join(map(show, value)) + "]"
+        case _:
+            return show(value)
+
+
+def this_process(worker: str) -> dict[str, Any]:
+    """Who claims trials: a worker's name that no other has, and where its process runs."""
+    return {"worker": worker, "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def new_worker_name(index: int) -> str:
+    """A name that is unique over all machines and launches, and readable: the worker's index first."""
+    return f"{index}-{uuid.uuid4().hex[:8]}"
+
+
+def died_here(owner: Mapping[str, Any]) -> bool:
+    """Whether a trial's owner ran on this machine and runs no more."""
+    if owner.get("machine") != _machine():
+        return False
+    return _born(owner["pid"]) != owner["born"]
+
+
+def _machine() -> str:
+    """This boot of this machine, and its process namespace: where a process number means something."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _born(pid: int) -> str | None:
+    """When a process was started, in clock ticks since boot; None where it is gone or a zombie."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else fields[18]

@@ -1,0 +1,68 @@
+"""Batches by index out of a split's arrays: no loader, no copy of the data, on the processor or on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsearch.data.dataset import Split
+
+EVALUATION_ROWS = 1024  # large enough to be fast without gradients, small enough for any memory
+
+
+class Batch(NamedTuple):
+    """image (B, channels, height, width), pixels 0 to 1; audio (B, frames, coefficients); label (B,) or None."""
+
+    image: Tensor
+    audio: Tensor
+    label: Tensor | None
+
+
+class Batches:
+    """A split's rows as batches on a device.
+
+    On a processor the arrays stay where they are, memory-mapped and shared by all processes; each batch is gathered
+    from them. On a GPU the split's rows are moved there once.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        image, audio = torch.from_numpy(split.image), torch.from_numpy(split.audio)
+        label = None if split.label is None else torch.from_numpy(split.label)
+        rows = torch.from_numpy(split.rows)
+        if device.type != "cpu":
+            image, audio = image[rows].to(device), audio[rows].to(device)
+            label = None if label is None else label[rows].to(device)
+            rows = torch.arange(len(rows), device=device)
+        self.image, self.audio, self.label, self.rows = image, audio, label, rows
+        self.scale = split.image_scale
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The rows at these positions of the arrays."""
+        image = self.image.index_select(0, rows).float()
+        if self.scale != 1:
+            image.mul_(self.scale)
+        label = None if self.label is None else self.label.index_select(0, rows)
+        return Batch(image, self.audio.index_select(0, rows).float(), label)
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """All rows once, in random order. A last batch of one row is left out: batch normalisation needs two."""
+        order = self.rows[torch.randperm(len(self.rows), generator=generator).to(self.rows.device)]
+        for rows in order.split(size):
+            if len(rows) > 1 or len(order) == 1:
+                yield self.gather(rows)
+
+    def in_order(self, size: int = EVALUATION_ROWS) -> Iterator[Batch]:
+        """All rows once, in the split's order."""
+        for rows in self.rows.split(size):
+            yield self.gather(rows)
+
+    def steps(self, size: int) -> int:
+        """How many batches `shuffled` yields."""
+        full, rest = divmod(len(self.rows), size)
+        return max(1, full + (rest > 1))

@@ -1,0 +1,155 @@
+"""The training loop, as a generator: whoever iterates decides what to do with an epoch, and whether to go on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mmsearch.data.dataset import Split
+from mmsearch.errors import LossNotFinite
+from mmsearch.hyperparameters import Hyperparameters
+from mmsearch.models.factory import MultimodalClassifier
+from mmsearch.training.batches import Batches
+from mmsearch.training.metrics import Confusion, accuracy, macro_f1
+from mmsearch.training.optimisers import build_loss, build_optimiser, build_schedule
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean loss of a row, accuracy and macro F1 of some rows."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+
+    @staticmethod
+    def of(confusion: Confusion) -> Scores:
+        """The scores of what was counted."""
+        matrix = confusion.matrix()
+        return Scores(confusion.loss(), accuracy(matrix), macro_f1(matrix))
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch, counted from 1.
+
+    `train` is a running mean over the epoch's batches, as the model was while it learned, with dropout; `valid` is
+    measured after the epoch, without dropout, and None where there are no validation rows. `seconds` is the time of
+    both; `lr` the learning rate of the last step.
+    """
+
+    epoch: int
+    train: Scores
+    valid: Scores | None
+    lr: float
+    seconds: float
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on every device: weights and dropout. The order of rows has a generator of its own in `fit`."""
+    torch.manual_seed(seed)
+
+
+def fit(
+    model: MultimodalClassifier,
+    train: Split,
+    valid: Split | None,
+    hyperparameters: Hyperparameters,
+    *,
+    classes: int,
+    epochs: int,
+    horizon: int | None = None,
+    patience: int | None = None,
+    seed: int,
+    device: torch.device,
+) -> Iterator[EpochResult]:
+    """Train `model` in place and yield each epoch's result.
+
+    It ends after `epochs`, or once `patience` epochs in a row brought no lower validation loss. The learning-rate
+    schedule spans `horizon` epochs (default: `epochs`), so that a retraining can stop early on the same schedule.
+    Same seed, machine and number of threads: same numbers. Raises `LossNotFinite`.
+    """
+    model.to(device)
+    batch_size = hyperparameters["batch_size"]
+    batches = Batches(train, device)
+    held_out = Batches(valid, device) if valid is not None else None
+    loss_function = build_loss(hyperparameters, torch.from_numpy(train.labels), classes).to(device)
+    optimiser = build_optimiser(model.parameters(), hyperparameters)
+    schedule = build_schedule(optimiser, hyperparameters, batches.steps(batch_size) * (horizon or epochs))
+    order = torch.Generator().manual_seed(seed)
+
+    lowest, waited = math.inf, 0
+    for epoch in range(1, epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        seen = Confusion(classes, device)
+        lr = optimiser.param_groups[0]["lr"]
+        for batch in batches.shuffled(batch_size, order):
+            assert batch.label is not None
+            logits = model(batch.image, batch.audio)
+            loss = loss_function(logits, batch.label)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            lr = optimiser.param_groups[0]["lr"]
+            optimiser.step()
+            schedule.step()
+            seen.add(logits, batch.label, loss)
+        _must_be_finite(seen.loss(), "training", epoch)
+        scores = None
+        if held_out is not None:
+            scores = Scores.of(evaluate(model, held_out, loss_function, classes))
+            _must_be_finite(scores.loss, "validation", epoch)
+        yield EpochResult(epoch, Scores.of(seen), scores, float(lr), time.perf_counter() - started)
+        if scores is not None and patience is not None:
+            lowest, waited = (scores.loss, 0) if scores.loss < lowest else (lowest, waited + 1)
+            if waited >= patience:
+                return
+
+
+def evaluate(model: nn.Module, batches: Batches, loss_function: nn.Module, classes: int) -> Confusion:
+    """Loss and confusion matrix of labelled rows, without dropout and without gradients."""
+    model.eval()
+    seen = Confusion(classes, batches.rows.device)
+    with torch.inference_mode():
+        for batch in batches.in_order():
+            assert batch.label is not None
+            logits = model(batch.image, batch.audio)
+            seen.add(logits, batch.label, loss_function(logits, batch.label))
+    return seen
+
+
+def predict_logits(
+    model: nn.Module,
+    split: Split,
+    device: torch.device,
+    *,
+    image: npt.NDArray[np.float32] | None = None,
+    audio: npt.NDArray[np.float32] | None = None,
+) -> Tensor:
+    """(n, classes) logits of a split's rows, on the processor.
+
+    `image` (channels, height, width) or `audio` (frames, coefficients), where given, stands in for every row's own.
+    """
+    model.to(device).eval()
+    stand_ins = [None if part is None else torch.from_numpy(part).to(device) for part in (image, audio)]
+    found: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in Batches(split, device).in_order():
+            inputs = [
+                own if stand_in is None else stand_in.expand_as(own)
+                for own, stand_in in zip((batch.image, batch.audio), stand_ins, strict=True)
+            ]
+            found.append(model(*inputs).cpu())
+    return torch.cat(found)
+
+
+def _must_be_finite(loss: float, what: str, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise LossNotFinite(f"the {what} loss of epoch {epoch} is {loss}: try a lower optimizer.lr")
