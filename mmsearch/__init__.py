@@ -1,5 +1,7 @@
 """mmsearch: hyperparameter search for classifiers that see and hear.
 
+All that the command line does is here too:
+
     import mmsearch
 
     config = mmsearch.load_config("studies/smoke.toml", {"study.trials": 4})
@@ -45,7 +47,7 @@ _HOMES = {
     "retrain_best": "mmsearch.results.retrain",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

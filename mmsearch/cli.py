@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmsearch.search.study import OpenStudy
 
 app = typer.Typer(
-    help="Search hyperparameters for classifiers that see and hear. Begin with `mmsearch init`, then `mmsearch launch`.",
+    help="Search hyperparameters for classifiers that see and hear. Begin with `mmsearch init`, then launch.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -99,7 +99,7 @@ def _subject(file: Path, **options: Any) -> _Subject:
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(help="Where to write.")] = Path("."),
+    directory: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
 ) -> None:
     """Write commented study files to DIRECTORY/studies, and make DIRECTORY/storage. Changes no file that is there."""
     for source in sorted(shipped_studies().glob("*.toml")):
@@ -110,7 +110,7 @@ def init(
             write_text(target, source.read_text(encoding="utf-8"))
             _say(f"wrote {target}")
     (directory / "storage").mkdir(parents=True, exist_ok=True)
-    go = "mmsearch launch" if directory == Path(".") else f"cd {shlex.quote(str(directory))} && mmsearch launch"
+    go = "mmsearch launch" if directory == Path() else f"cd {shlex.quote(str(directory))} && mmsearch launch"
     _say(f"next: {go}")
 
 
@@ -123,7 +123,12 @@ def launch(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "--n-jobs", min=1, help="Worker processes, which share the cores; one a core, at most 8, by default."),
+        typer.Option(
+            "--workers",
+            "--n-jobs",
+            min=1,
+            help="Worker processes, which share the cores; one a core, at most 8, by default.",
+        ),
     ] = None,
     data: Data = None,
     storage: StorageUrl = None,
@@ -157,7 +162,7 @@ def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name:
     """Print how a search stands; from any terminal, while it runs or after."""
     opened = _open(_subject(study, storage=storage, study_name=study_name))
     from mmsearch.search.storage import OWNER, hide_password
-    from mmsearch.search.study import TrialState, count
+    from mmsearch.search.study import count
 
     trials = opened.trials()
     counts = count(trials)
@@ -167,7 +172,7 @@ def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name:
     print(f"          {counts.failed} failed, {counts.running} running, {counts.waiting} waiting")
     _print_best(config.metric, opened.best(trials), opened.baseline(trials))
     for trial in trials:
-        if trial.state == TrialState.RUNNING:
+        if trial.state.name == "RUNNING":
             owner = trial.system_attrs.get(OWNER, {})
             reached = max(trial.intermediate_values, default=0)
             print(f"running   trial {trial.number}, epoch {reached}, process {owner.get('pid')} on {owner.get('host')}")
@@ -179,7 +184,8 @@ def dashboard(
     storage: StorageUrl = None,
     study_name: StudyName = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; another than this machine's own needs MMSEARCH_DASHBOARD_PASSWORD.")
+        str,
+        typer.Option(help="Address to listen on; another than this machine's own needs MMSEARCH_DASHBOARD_PASSWORD."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
 ) -> None:
@@ -189,7 +195,9 @@ def dashboard(
     config = _subject(study, storage=storage, study_name=study_name).config
     from mmsearch.search.dashboard import PASSWORD_VARIABLE, serve
 
-    serve(config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: _say(f"dashboard at {url} (Ctrl-C ends it)"))
+    serve(
+        config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: _say(f"dashboard at {url} (Ctrl-C ends it)")
+    )
 
 
 @app.command(name="retrain-best")
@@ -201,7 +209,7 @@ def retrain_best(
     seed: Seed = None,
     device: Device = None,
 ) -> None:
-    """Train the best trial again on training and validation rows: model, predictions and metrics into the storage folder."""
+    """Train the best trial again on training and validation rows: leaves model, predictions and metrics."""
     config = _subject(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device).config
     import torch
 
@@ -248,7 +256,9 @@ def export(
     study: Study = DEFAULT_STUDY,
     storage: StorageUrl = None,
     study_name: StudyName = None,
-    form: Annotated[Format, typer.Option("--format", help="csv and json are exact; md and tex are rounded.")] = Format.CSV,
+    form: Annotated[
+        Format, typer.Option("--format", help="csv and json are exact; md and tex are rounded.")
+    ] = Format.CSV,
     sort: Annotated[Order, typer.Option(help="By trial number, or the best first.")] = Order.NUMBER,
     out: Out = None,
 ) -> None:
@@ -376,7 +386,8 @@ def _print_best(metric: str, best: Any, baseline: Any) -> None:
         return
     print(f"best      {metric} {best.value:.4f} (trial {best.number}, epoch {best.user_attrs.get('best_epoch')})")
     if baseline is not None:
-        print(f"gain      {best.value - baseline.value:+.4f} over the defaults ({baseline.value:.4f}, trial {baseline.number})")
+        gain = best.value - baseline.value
+        print(f"gain      {gain:+.4f} over the defaults ({baseline.value:.4f}, trial {baseline.number})")
 
 
 def _must_be_writable(out: Path | None) -> None:

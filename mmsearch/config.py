@@ -222,7 +222,9 @@ def _locate(text: str, base: Path) -> str:
 def _storage_url(text: str, base: Path, label: str) -> str:
     """A database URL that SQLAlchemy can open, with its driver named and a SQLite file's path made absolute."""
     if "://" not in text:
-        raise StudyFileError(f"{label} must be a database URL, such as sqlite:///studies.db or postgresql://user@host/name")
+        raise StudyFileError(
+            f"{label} must be a database URL, such as sqlite:///studies.db or postgresql://user@host/name"
+        )
     scheme, rest = text.split("://", 1)
     dialect = scheme.partition("+")[0]
     if dialect == "sqlite":

@@ -1,18 +1,18 @@
 """The exceptions that mmsearch raises, each with the exit code that its command ends with.
 
-    MmsearchError                 1   something failed; the message is one sentence for the user
-    +-- UsageError                2   a wrong command line, study file or data set
-    |   +-- StudyFileError            the study file, its environment or overrides: names file, key and what is allowed
-    |   +-- DataError                 a data set: names file and row
-    |   `-- StudyMismatch             the stored study was begun with something else: names what
-    +-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
-    +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
-    +-- SearchFailed              1   workers or trials failed again and again
-    +-- BundleError               1   a retrained model that cannot be loaded or does not reproduce its predictions
-    `-- TrialFailed               1   one trial's training went wrong; the search goes on
-        `-- LossNotFinite             its loss became infinite or not a number
+MmsearchError                 1   something failed; the message is one sentence for the user
++-- UsageError                2   a wrong command line, study file or data set
+|   +-- StudyFileError            the study file, its environment or overrides: names file, key and what is allowed
+|   +-- DataError                 a data set: names file and row
+|   `-- StudyMismatch             the stored study was begun with something else: names what
++-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
++-- StorageError              4   the storage is out of reach, of another version, or refuses the password
++-- SearchFailed              1   workers or trials failed again and again
++-- BundleError               1   a retrained model that cannot be loaded or does not reproduce its predictions
+`-- TrialFailed               1   one trial's training went wrong; the search goes on
+    `-- LossNotFinite             its loss became infinite or not a number
 
-    BudgetExhausted                   not an error: the study has all the trials it was asked for
+BudgetExhausted                   not an error: the study has all the trials it was asked for
 """
 
 from __future__ import annotations

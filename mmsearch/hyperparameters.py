@@ -152,7 +152,9 @@ _ROWS: list[Parameter] = [
         Parameter("momentum", 0.9, "momentum", 0.0, 0.999),
         _choice("nesterov", (True, False), False, "Nesterov's momentum"),
     ),
-    _choice("schedule.name", ("constant", "cosine", "onecycle"), "cosine", "how the learning rate moves over the epochs"),
+    _choice(
+        "schedule.name", ("constant", "cosine", "onecycle"), "cosine", "how the learning rate moves over the epochs"
+    ),
     *_under(
         "schedule.name",
         "cosine",
@@ -165,11 +167,17 @@ _ROWS: list[Parameter] = [
         "schedule.onecycle",
         Parameter("warmup", 0.3, "share of the training steps that rise to the peak", 0.01, 0.9),
     ),
-    _choice("loss.name", ("cross_entropy", "weighted_cross_entropy"), "cross_entropy", "weighted: by inverse class size"),
+    _choice(
+        "loss.name", ("cross_entropy", "weighted_cross_entropy"), "cross_entropy", "weighted: by inverse class size"
+    ),
     Parameter("loss.label_smoothing", 0.0, "share of the target spread over all classes", 0.0, 0.5),
     _choice("image.encoder", ("cnn", "mlp"), "cnn", "how images are encoded"),
     *_under(
-        "image.encoder", "cnn", "image.cnn", *_layers("filters", (16, 32, 64, 128, 128), 3, "convolution"), *_convolution()
+        "image.encoder",
+        "cnn",
+        "image.cnn",
+        *_layers("filters", (16, 32, 64, 128, 128), 3, "convolution"),
+        *_convolution(),
     ),
     *_under("image.encoder", "mlp", "image.mlp", *_mlp()),
     _choice("audio.encoder", ("conv1d", "mlp"), "conv1d", "how audio is encoded"),
@@ -177,7 +185,12 @@ _ROWS: list[Parameter] = [
         "audio.encoder",
         "conv1d",
         "audio.conv1d",
-        _choice("input", ("frames", "flat"), "frames", "convolve over time with coefficients as channels, or one flat vector"),
+        _choice(
+            "input",
+            ("frames", "flat"),
+            "frames",
+            "convolve over time with coefficients as channels, or one flat vector",
+        ),
         *_layers("filters", (32, 64, 64, 128, 128), 2, "convolution"),
         *_convolution(),
     ),
@@ -210,7 +223,9 @@ class Hyperparameters(Mapping[str, Any]):
 
     def under(self, prefix: str) -> dict[str, Any]:
         """Keyword arguments for what `prefix` names: numbered widths as one tuple, in place of their `depth`."""
-        found = {name[len(prefix) + 1 :]: value for name, value in self._values.items() if name.startswith(f"{prefix}.")}
+        found = {
+            name[len(prefix) + 1 :]: value for name, value in self._values.items() if name.startswith(f"{prefix}.")
+        }
         arguments: dict[str, Any] = {}
         for name, value in found.items():
             numbered = re.fullmatch(r"(.+)_(\d+)", name)

@@ -118,4 +118,3 @@ def shipped_studies() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "studies"
     return inside if inside.is_dir() else package.parent / "studies"
-

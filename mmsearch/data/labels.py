@@ -33,7 +33,7 @@ def _from_array(path: Path) -> Index:
         wrong = np.flatnonzero(~(hot & ((array == 0).sum(1) == array.shape[1] - 1)))
         if len(wrong):
             raise DataError(f"{path}: row {wrong[0]} is not one-hot: it must hold a single 1, and 0 elsewhere")
-        return array.argmax(1).astype(np.int64)
+        return np.asarray(array.argmax(1), dtype=np.int64)
     if array.ndim == 2:
         array = array[:, 0]
     if array.ndim != 1:

@@ -115,7 +115,9 @@ def read_dataset(
     return dataset
 
 
-def load_rows(source: str, split: str | None, image: Sequence[int], audio: Sequence[int], classes: Sequence[str]) -> Split:
+def load_rows(
+    source: str, split: str | None, image: Sequence[int], audio: Sequence[int], classes: Sequence[str]
+) -> Split:
     """The rows of one split of any data set, to be predicted: its test split, or else its training split.
 
     `image`, `audio` and `classes` are what a model was trained on. Raises `DataError` where the data has other shapes.
@@ -127,9 +129,8 @@ def load_rows(source: str, split: str | None, image: Sequence[int], audio: Seque
     try:
         part = _shaped(parts[name], image, audio)
     except DataError as error:
-        raise DataError(
-            f"{error}; the model was trained on images of {'x'.join(map(str, image))} and audio of {'x'.join(map(str, audio))}"
-        ) from None
+        shapes = f"images of {'x'.join(map(str, image))} and audio of {'x'.join(map(str, audio))}"
+        raise DataError(f"{error}; the model was trained on {shapes}") from None
     dataset = _assemble(source, layout, {"train": part}, classes, None, unknown_labels=True)
     return dataset.train
 
@@ -264,10 +265,14 @@ def _assemble(
     unknown_labels: bool = False,
 ) -> Dataset:
     """Check every value once, find the pixel range, and map labels to class indices."""
-    seen = {name: (_inspect(p.image, p.names[0], cache), _inspect(p.audio, p.names[1], cache)) for name, p in parts.items()}
+    seen = {
+        name: (_inspect(p.image, p.names[0], cache), _inspect(p.audio, p.names[1], cache)) for name, p in parts.items()
+    }
     shapes = {name: (part.image.shape[1:], part.audio.shape[1:]) for name, part in parts.items()}
     if len(set(shapes.values())) > 1:
-        raise DataError(f"{parts['test'].names[0]}: test rows have shapes {shapes['test']}, training rows {shapes['train']}")
+        raise DataError(
+            f"{parts['test'].names[0]}: test rows have shapes {shapes['test']}, training rows {shapes['train']}"
+        )
     low = min(image.low for image, _ in seen.values())
     high = max(image.high for image, _ in seen.values())
     scale = _pixel_scale(parts["train"].image.dtype, low, high)
@@ -334,7 +339,9 @@ def _inspect(array: Array, name: str, cache: Path | None) -> _Inspection:
         if chunk.dtype.kind == "f":
             finite = np.isfinite(chunk).all(1)
             if not finite.all():
-                raise DataError(f"{name}: row {start + int(np.argmin(finite))} holds a value that is not a finite number")
+                raise DataError(
+                    f"{name}: row {start + int(np.argmin(finite))} holds a value that is not a finite number"
+                )
         low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
         width = chunk.shape[1] * chunk.itemsize
         view = memoryview(chunk.tobytes())

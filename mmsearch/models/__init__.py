@@ -1,6 +1,6 @@
 """Models as PyTorch modules, built from hyperparameters. Knows nothing of training or search.
 
-Another encoder is one class: an `nn.Module` with an attribute `width` (the size of its embedding), registered under its
+Another encoder is one class: an `Embedding` that sets `width`, the size of its output, registered under its
 name, whose constructor takes the input's shape and, as keywords, the parameters that `hyperparameters.TABLE` lists
 under that name.
 """

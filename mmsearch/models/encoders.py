@@ -7,11 +7,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mmsearch.models.registry import AUDIO_ENCODERS, IMAGE_ENCODERS, register
+from mmsearch.models.registry import AUDIO_ENCODERS, IMAGE_ENCODERS, Embedding, register
 
 
 @register("cnn", IMAGE_ENCODERS)
-class CNN(nn.Module):
+class CNN(Embedding):
     """Convolution blocks over an image: convolution, batch normalisation, ReLU, max-pooling by 2, dropout.
 
     shape: (channels, height, width). filters: one width a block. A map of one pixel is no longer pooled.
@@ -42,7 +42,7 @@ class CNN(nn.Module):
 
 
 @register("conv1d", AUDIO_ENCODERS)
-class Conv1d(nn.Module):
+class Conv1d(Embedding):
     """Convolution blocks over time, with the coefficients as channels; or over the flat vector, with one channel.
 
     shape: (frames, coefficients). filters: one width a block. A sequence of one step is no longer pooled.
@@ -81,7 +81,7 @@ class Conv1d(nn.Module):
 
 
 @register("mlp", IMAGE_ENCODERS, AUDIO_ENCODERS)
-class MLP(nn.Module):
+class MLP(Embedding):
     """Dense layers over the flattened input, each with ReLU and dropout. units: one width a layer."""
 
     def __init__(self, shape: tuple[int, ...], *, units: tuple[int, ...], dropout: float) -> None:

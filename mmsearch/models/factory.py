@@ -40,7 +40,7 @@ class MultimodalClassifier(nn.Module):
         self.head = _head(self.fusion.width, shapes.classes, hyperparameters)
 
     def forward(self, image: Tensor, audio: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, channels, height, width), pixels 0 to 1, and audio (B, frames, coefficients)."""
+        """Logits (B, classes) of images (B, channels, height, width), 0 to 1, and audio (B, frames, coefficients)."""
         image = self.image_encoder((image - self.image_mean) / self.image_std)
         audio = self.audio_encoder((audio - self.audio_mean) / self.audio_std)
         logits: Tensor = self.head(self.fusion(image, audio))
@@ -76,4 +76,3 @@ def build_model(
         model.normalise_by(statistics)
     # convolutions on processors run 1.4 times faster with channels last; weights and results are the same
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmsearch.models.registry import FUSIONS, register
+from mmsearch.models.registry import FUSIONS, Embedding, register
 
 
 @register("concat", FUSIONS)
-class Concat(nn.Module):
+class Concat(Embedding):
     """One embedding beside the other."""
 
     def __init__(self, image_width: int, audio_width: int) -> None:
@@ -22,7 +22,7 @@ class Concat(nn.Module):
 
 
 @register("gated", FUSIONS)
-class Gated(nn.Module):
+class Gated(Embedding):
     """A gate, computed from both, decides unit by unit how much of each modality passes.
 
     Gated multimodal unit: Arevalo et al., "Gated multimodal units for information fusion" (arXiv 1702.01992).

@@ -7,14 +7,21 @@ from typing import TypeVar
 
 from torch import nn
 
-Module = TypeVar("Module", bound=type[nn.Module])
 
-IMAGE_ENCODERS: dict[str, type[nn.Module]] = {}
-AUDIO_ENCODERS: dict[str, type[nn.Module]] = {}
-FUSIONS: dict[str, type[nn.Module]] = {}
+class Embedding(nn.Module):
+    """Base of encoders and fusions: a module whose output is (B, width)."""
+
+    width: int
 
 
-def register(name: str, *registries: dict[str, type[nn.Module]]) -> Callable[[Module], Module]:
+Module = TypeVar("Module", bound=type[Embedding])
+
+IMAGE_ENCODERS: dict[str, type[Embedding]] = {}
+AUDIO_ENCODERS: dict[str, type[Embedding]] = {}
+FUSIONS: dict[str, type[Embedding]] = {}
+
+
+def register(name: str, *registries: dict[str, type[Embedding]]) -> Callable[[Module], Module]:
     """Class decorator: enter the class under `name`; raises `ValueError` where the name is taken."""
 
     def enter(module: Module) -> Module:

@@ -43,7 +43,7 @@ class Bundle:
         return held
 
     def predict(self, image: Array, audio: Array, device: torch.device | None = None) -> npt.NDArray[np.float32]:
-        """(N, classes) probabilities of raw rows: images and audio in any form and pixel range that a data set may have.
+        """(N, classes) probabilities of raw rows: images and audio in any form and pixel range of a data set.
 
         Raises `DataError` where their shapes are not the model's.
         """
@@ -92,7 +92,8 @@ class Bundle:
             model = build_model(hyperparameters, shapes)
             model.load_state_dict(load_file(paths.weights))
         except FileNotFoundError as error:
-            raise BundleError(f"{error.filename or paths.weights}: no such file; a bundle is a folder that `mmsearch retrain-best` made") from None  # fmt: skip
+            missing = error.filename or paths.weights
+            raise BundleError(f"{missing}: no such file; a bundle is a folder that retrain-best made") from None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise BundleError(f"{folder}: not a bundle, or damaged: {str(error).splitlines()[0]}") from None
         return Bundle(model, hyperparameters, shapes, tuple(model_section["classes"]), folder)

@@ -117,7 +117,9 @@ def _check_reload(bundle: Bundle, split: Split, device: torch.device) -> None:
     before, after = bundle.probabilities(split, device), Bundle.load(bundle.folder).probabilities(split, device)
     worst = float(np.abs(before - after).max())
     if worst > SAME_WITHIN or (before.argmax(1) != after.argmax(1)).any():
-        raise BundleError(f"the saved model does not predict what the trained one does: probabilities differ by {worst:g}")
+        raise BundleError(
+            f"the saved model does not predict what the trained one does: probabilities differ by {worst:g}"
+        )
 
 
 def _describe(
@@ -237,5 +239,3 @@ def _move_in(building: Path, parent: Path, name: str) -> Path:
         os.replace(link, parent / "best")
         return folder
     raise MmsearchError(f"{parent}: there are 10,000 retrained models of trial {name} already")
-
-

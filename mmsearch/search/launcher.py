@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -92,8 +93,7 @@ def cores() -> int:
     """The processor cores that this process may use: its affinity, or its control group's share if that is less."""
     found = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as handle:
-            quota, period = handle.read().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         found = min(found, max(1, int(quota) // int(period)))
     return found
 
@@ -142,9 +142,7 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     return summary
 
 
-def _search(
-    opened: OpenStudy, state: _State, progress: Progress, orders: Orders, workers: int, started: float
-) -> None:
+def _search(opened: OpenStudy, state: _State, progress: Progress, orders: Orders, workers: int, started: float) -> None:
     """The launcher's loop: events of workers, deaths, other machines' progress, signals."""
     events: queue.Queue[tuple[_Child, dict[str, Any] | None]] = queue.Queue()
     state.children = [_spawn(index, orders, events) for index in range(workers)]
@@ -270,7 +268,8 @@ def _settle(
         with log.open(encoding="utf-8", errors="replace") as handle:
             last = (deque((line.strip() for line in handle if line.strip()), maxlen=1) or ["nothing"])[0]
         raise SearchFailed(
-            f"{MAX_DEATHS} workers in a row died before an epoch was over; the last one ({reason}) logged: {last} ({log})"
+            f"{MAX_DEATHS} workers in a row died before an epoch was over; "
+            f"the last one ({reason}) logged: {last} ({log})"
         )
     state.children.append(_spawn(child.index, orders, events))
 
@@ -354,8 +353,8 @@ def _summary(opened: OpenStudy, state: _State, total: int, started: float) -> Su
 
 def _keep_study_file(config: StudyConfig) -> None:
     """A copy of the study file beside what it led to; the same study may be run again with a changed one."""
-    with contextlib.suppress(FileNotFoundError), open(config.file, encoding="utf-8") as handle:
-        text = handle.read()
+    with contextlib.suppress(FileNotFoundError):
+        text = Path(config.file).read_text(encoding="utf-8")
         if not config.paths.study_file.exists() or config.paths.study_file.read_text(encoding="utf-8") != text:
             write_text(config.paths.study_file, text)
 

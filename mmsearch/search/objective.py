@@ -52,6 +52,7 @@ class Objective:
         self.statistics = statistics(self.train)
 
     def __call__(self, trial: optuna.Trial) -> float:
+        """Train one trial."""
         config = self.config
         hyperparameters = suggest(config.dimensions, trial)
         attrs = trial.storage.get_trial_system_attrs(trial._trial_id)

@@ -52,9 +52,7 @@ class SeededSampler(BaseSampler):
         """As the trial's sampler does."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As the trial's sampler does."""
         self._sampler.after_trial(study, trial, state, values)
 
@@ -99,9 +97,7 @@ def build_sampler(config: StudyConfig) -> BaseSampler:
     def tpe(seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
-            )
+            return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
 
     return SeededSampler(tpe, seed)
 

@@ -69,14 +69,13 @@ class Storage(RDBStorage):
         self._must_have_room(study_id, session, (*FINISHED, TrialState.RUNNING, TrialState.WAITING))
         slot = self._free_slot(study_id, session)
         trial = super()._get_prepared_new_trial(study_id, None, session)
+        trial_id: Any = trial.trial_id
         if slot is not None:
-            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial.trial_id, SLOT, slot)
-        self._sign(trial.trial_id, session)
+            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial_id, SLOT, slot)
+        self._sign(trial_id, session)
         return trial
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Move a trial on: WAITING to RUNNING, or RUNNING to anything else.
 
         Returns False where somebody else was faster, raises `UpdateFinishedTrialError` where the trial is finished,
@@ -91,7 +90,7 @@ class Storage(RDBStorage):
             changes["_datetime_complete_utc"] = now
         with _create_scoped_session(self.scoped_session) as session:
             if state == TrialState.RUNNING:
-                study_id = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
+                study_id: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
                 self._lock_study(study_id, session)
                 self._must_have_room(study_id, session, (*FINISHED, TrialState.RUNNING))
             swapped = session.execute(
@@ -101,8 +100,8 @@ class Storage(RDBStorage):
                 .execution_options(synchronize_session=False)
             )
             if not swapped.rowcount:  # type: ignore[attr-defined]
-                held = models.TrialModel.find_or_raise_by_id(trial_id, session)
-                self.check_trial_is_updatable(trial_id, held.state)
+                held: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).state
+                self.check_trial_is_updatable(trial_id, held)
                 return False
             for objective, value in enumerate(values or ()):
                 stored, kind = models.TrialValueModel.value_to_stored_repr(value)
@@ -137,9 +136,7 @@ class Storage(RDBStorage):
             if trial is None:
                 return False, None
             frozen = self._build_frozen_trial_from_trial_model(trial)
-            self._set_trial_attr_without_commit(
-                session, models.TrialUserAttributeModel, trial_id, FAIL_REASON, reason
-            )
+            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, FAIL_REASON, reason)
             session.flush()
             trial.state = TrialState.FAIL
             trial.datetime_complete = datetime.now()
@@ -154,7 +151,8 @@ class Storage(RDBStorage):
                 system_attrs={**kept, "failed_trial": history[0], "retry_history": history},
             )
             session.flush()
-            made = super()._get_prepared_new_trial(trial.study_id, retry, session)
+            study_id: Any = trial.study_id
+            made = super()._get_prepared_new_trial(study_id, retry, session)
             return True, int(made.number)
 
     def silent(self, study_id: int, seconds: int) -> list[int]:
@@ -185,7 +183,8 @@ class Storage(RDBStorage):
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
 
     def _lock_running(self, trial_id: int, session: Session) -> models.TrialModel | None:
-        self._lock_study(models.TrialModel.find_or_raise_by_id(trial_id, session).study_id, session)
+        study_id: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
+        self._lock_study(study_id, session)
         session.expire_all()
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
         return trial if trial.state == TrialState.RUNNING else None
@@ -223,9 +222,7 @@ class Storage(RDBStorage):
     def _sign(self, trial_id: int, session: Session) -> None:
         """Write down who has the trial, with a first heartbeat."""
         if self.owner is not None:
-            self._set_trial_attr_without_commit(
-                session, models.TrialSystemAttributeModel, trial_id, OWNER, self.owner
-            )
+            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial_id, OWNER, self.owner)
         beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
         if beat is None:
             session.add(models.TrialHeartbeatModel(trial_id=trial_id))

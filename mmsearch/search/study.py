@@ -94,11 +94,7 @@ class OpenStudy:
     def baseline(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
         """The completed trial that has the defaults."""
         return next(
-            (
-                t
-                for t in (trials or self.trials())
-                if t.system_attrs.get(BASELINE) and t.state == TrialState.COMPLETE
-            ),
+            (t for t in (trials or self.trials()) if t.system_attrs.get(BASELINE) and t.state == TrialState.COMPLETE),
             None,
         )
 
@@ -228,7 +224,15 @@ def fingerprint(config: StudyConfig, data_fingerprint: str) -> dict[str, Any]:
         **{f"data.{key}": getattr(config.data, key) for key in ("validation", "fraction", "test", "rows")},
         **{
             f"search.{key}": getattr(search, key)
-            for key in ("sampler", "startup_trials", "pruner", "pruner_startup", "pruner_warmup", "max_epochs", "patience")
+            for key in (
+                "sampler",
+                "startup_trials",
+                "pruner",
+                "pruner_startup",
+                "pruner_warmup",
+                "max_epochs",
+                "patience",
+            )
         },
         "fixed": config.dimensions.fixed(),
         "choices": {name: list(d.options) for name, d in dimensions.items() if isinstance(d, Choices)},
@@ -288,7 +292,13 @@ def _words(value: object) -> str:
 
 def this_process(worker: str) -> dict[str, Any]:
     """Who claims trials: a worker's name that no other has, and where its process runs."""
-    return {"worker": worker, "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return {
+        "worker": worker,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "born": _born(os.getpid()),
+    }
 
 
 def new_worker_name(index: int) -> str:
@@ -300,14 +310,14 @@ def died_here(owner: Mapping[str, Any]) -> bool:
     """Whether a trial's owner ran on this machine and runs no more."""
     if owner.get("machine") != _machine():
         return False
-    return _born(owner["pid"]) != owner["born"]
+    return bool(_born(owner["pid"]) != owner["born"])
 
 
 def _machine() -> str:
     """This boot of this machine, and its process namespace: where a process number means something."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return socket.gethostname()
 

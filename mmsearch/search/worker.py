@@ -49,7 +49,7 @@ class Orders:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps({**{k: v for k, v in vars(self).items() if k != "config"}, "config": self.config.model_dump_json()})
+        return json.dumps({**vars(self), "config": self.config.model_dump_json()})
 
     @staticmethod
     def from_json(line: str) -> Orders:

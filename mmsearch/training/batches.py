@@ -53,13 +53,13 @@ class Batches:
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """All rows once, in random order. A last batch of one row is left out: batch normalisation needs two."""
         order = self.rows[torch.randperm(len(self.rows), generator=generator).to(self.rows.device)]
-        for rows in order.split(size):
+        for rows in torch.split(order, size):
             if len(rows) > 1 or len(order) == 1:
                 yield self.gather(rows)
 
     def in_order(self, size: int = EVALUATION_ROWS) -> Iterator[Batch]:
         """All rows once, in the split's order."""
-        for rows in self.rows.split(size):
+        for rows in torch.split(self.rows, size):
             yield self.gather(rows)
 
     def steps(self, size: int) -> int:

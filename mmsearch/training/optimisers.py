@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmsearch.hyperparameters import Hyperparameters
 
-OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -65,7 +65,11 @@ def build_schedule(
     """
     name = hyperparameters["schedule.name"]
     factor, arguments = SCHEDULES[name], hyperparameters.under(f"schedule.{name}")
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factor(min(1.0, (step + 1) / (steps + 1)), **arguments))
+
+    def rate(step: int) -> float:
+        return factor(min(1.0, (step + 1) / (steps + 1)), **arguments)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
