@@ -41,6 +41,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; ove
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of to standard output.")]
 
 
+READERS = ("dashboard", "export", "status")  # commands that read the study and need no data
+
+
 class Format(StrEnum):
     """The forms of a trial table."""
 
@@ -84,7 +87,7 @@ class _Subject:
         if self.file != DEFAULT_STUDY:
             words.append(str(self.file))
         for name, value in self.options.items():
-            if value is not None and not (name == "device" and verb in ("dashboard", "export", "status")):
+            if value is not None and (name in ("storage", "study-name") or verb not in READERS):
                 if name == "storage":
                     from mmsearch.search.storage import hide_password
 

@@ -30,7 +30,7 @@ def trial_rows(opened: OpenStudy, sort: str = "number") -> list[dict[str, Any]]:
             return order.get(trial.state, 2), sign * (trial.value or 0.0), trial.number
 
         trials = sorted(trials, key=rank)
-    seen = {name for trial in trials for name in trial.params}
+    seen = {name for trial in trials for name in trial.params} | set(opened.config.dimensions.varying())
     names = [name for name in TABLE if name in seen] + sorted(seen - set(TABLE))
     return [
         {

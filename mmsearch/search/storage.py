@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -255,7 +256,7 @@ def open_storage(url: str, *, create: bool = False) -> Storage:
         ) from None
     except sa.exc.ArgumentError:
         raise UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name") from None
-    except (sa.exc.SQLAlchemyError, RuntimeError) as error:
+    except (sa.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         raise storage_error(url, error) from None
 
 

@@ -86,11 +86,12 @@ def main() -> None:
     orders = Orders.from_json(sys.stdin.readline())
     threading.Thread(target=_follow_launcher, args=(stop,), daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    try:
-        run_worker(orders, emit, stop)
-    except MmsearchError as error:
-        emit("error", message=str(error), code=error.exit_code)
-        raise SystemExit(error.exit_code) from None
+    with events:
+        try:
+            run_worker(orders, emit, stop)
+        except MmsearchError as error:
+            emit("error", message=str(error), code=error.exit_code)
+            raise SystemExit(error.exit_code) from None
 
 
 def _follow_launcher(stop: Stop) -> None:
