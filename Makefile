@@ -6,12 +6,21 @@ MMSEARCH := $(BIN)/mmsearch
 
 .PHONY: demo test test-fast lint
 
-.venv/installed: pyproject.toml constraints.txt
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.venv/bin/python:
 	@echo "== 1. a virtual environment in .venv"
 	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "== 2. install mmsearch with the versions of constraints.txt"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
 	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "== 2. install mmsearch and what its tests need, with the versions of constraints.txt"
+	$(INSTALL) -e '.[dev]'
+	@touch $@ .venv/installed
 
 demo: .venv/installed
 	@echo "== 3. search: 20 trials, 2 workers"
@@ -21,7 +30,7 @@ demo: .venv/installed
 	@echo "== 5. export the trial table"
 	$(MMSEARCH) export --format md --sort best
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	@echo "== 3. ruff and mypy --strict"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,5 +40,5 @@ test: lint
 	@echo "== 4. pytest"
 	$(BIN)/pytest
 
-test-fast: .venv/installed
+test-fast: .venv/installed-dev
 	$(BIN)/pytest -m 'not slow'

@@ -27,6 +27,7 @@ class MultimodalClassifier(nn.Module):
 
     def __init__(self, hyperparameters: Hyperparameters, shapes: Shapes) -> None:
         super().__init__()
+        self.shapes = shapes
         image, audio, name = (hyperparameters[key] for key in ("image.encoder", "audio.encoder", "fusion.name"))
         self.register_buffer("image_mean", torch.zeros(shapes.image[0], 1, 1))
         self.register_buffer("image_std", torch.ones(shapes.image[0], 1, 1))

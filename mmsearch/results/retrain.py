@@ -79,7 +79,6 @@ def retrain_best(
         dataset.train,
         None,
         hyperparameters,
-        classes=dataset.shapes.classes,
         epochs=plan.epochs,
         horizon=config.search.max_epochs,
         seed=plan.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ from mmsearch.config import StudyConfig
 from mmsearch.data.sources import load_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import MmsearchError, NoCompletedTrial, SearchFailed
+from mmsearch.hyperparameters import show
 from mmsearch.paths import write_text
 from mmsearch.search.progress import Event, Progress, Snapshot, WorkerView
 from mmsearch.search.storage import hide_password
@@ -352,15 +354,22 @@ def _summary(opened: OpenStudy, state: _State, total: int, started: float) -> Su
 
 
 def _keep_study_file(config: StudyConfig) -> None:
-    """A copy of the study file beside what it led to; the same study may be run again with a changed one."""
-    with contextlib.suppress(FileNotFoundError):
-        text = Path(config.file).read_text(encoding="utf-8")
-        if not config.paths.study_file.exists() or config.paths.study_file.read_text(encoding="utf-8") != text:
-            write_text(config.paths.study_file, text)
+    """A copy of the study file beside what it led to, headed by what the command line may have laid over it."""
+    laid_over = {
+        "study.trials": config.study.trials,
+        "study.seed": config.study.seed,
+        "data.source": config.data.source,
+        "search.device": config.search.device,
+    }
+    head = ", ".join(f"{key} = {show(value)}" for key, value in laid_over.items())
+    write_text(config.paths.study_file, f"# {config.file}, run with {head}\n" + Path(config.file).read_text("utf-8"))
 
 
 def _save_note(opened: OpenStudy) -> None:
     """The dashboard's note on the study. In a thread: the dashboard's package takes seconds to import."""
     from mmsearch.search.dashboard import save_note
 
-    save_note(opened)
+    try:
+        save_note(opened)
+    except Exception as error:  # a note is no reason to end a search
+        logging.getLogger("mmsearch").warning("the dashboard's note was not written: %s", error)

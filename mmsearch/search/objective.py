@@ -72,7 +72,6 @@ class Objective:
                     self.train,
                     self.valid,
                     hyperparameters,
-                    classes=self.dataset.shapes.classes,
                     epochs=config.search.max_epochs,
                     patience=config.search.patience,
                     seed=seed,

@@ -55,6 +55,7 @@ class EpochResult:
 def seed_everything(seed: int) -> None:
     """Seed torch on every device: weights and dropout. The order of rows has a generator of its own in `fit`."""
     torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
 
 
 def fit(
@@ -63,7 +64,6 @@ def fit(
     valid: Split | None,
     hyperparameters: Hyperparameters,
     *,
-    classes: int,
     epochs: int,
     horizon: int | None = None,
     patience: int | None = None,
@@ -77,6 +77,7 @@ def fit(
     Same seed, machine and number of threads: same numbers. Raises `LossNotFinite`.
     """
     model.to(device)
+    classes = model.shapes.classes
     batch_size = hyperparameters["batch_size"]
     batches = Batches(train, device)
     held_out = Batches(valid, device) if valid is not None else None
@@ -104,7 +105,7 @@ def fit(
         _must_be_finite(seen.loss(), "training", epoch)
         scores = None
         if held_out is not None:
-            scores = Scores.of(evaluate(model, held_out, loss_function, classes))
+            scores = Scores.of(evaluate(model, held_out, loss_function))
             _must_be_finite(scores.loss, "validation", epoch)
         yield EpochResult(epoch, Scores.of(seen), scores, float(lr), time.perf_counter() - started)
         if scores is not None and patience is not None:
@@ -113,10 +114,10 @@ def fit(
                 return
 
 
-def evaluate(model: nn.Module, batches: Batches, loss_function: nn.Module, classes: int) -> Confusion:
+def evaluate(model: MultimodalClassifier, batches: Batches, loss_function: nn.Module) -> Confusion:
     """Loss and confusion matrix of labelled rows, without dropout and without gradients."""
     model.eval()
-    seen = Confusion(classes, batches.rows.device)
+    seen = Confusion(model.shapes.classes, batches.rows.device)
     with torch.inference_mode():
         for batch in batches.in_order():
             assert batch.label is not None
