@@ -104,7 +104,7 @@ def _subject(file: Path, **options: Any) -> _Subject:
 def init(
     directory: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
 ) -> None:
-    """Write commented study files to DIRECTORY/studies, and make DIRECTORY/storage. Changes no file that is there."""
+    """Write commented study files and make the storage folder; changes no file that is there."""
     for source in sorted(shipped_studies().glob("*.toml")):
         target = directory / "studies" / source.name
         if target.exists():
@@ -139,7 +139,7 @@ def launch(
     seed: Seed = None,
     device: Device = None,
 ) -> None:
-    """Search. Stop it and run it again at will: it goes on where it was, and ends at the total."""
+    """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
     subject = _subject(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device)
     searched = _subject(study, **{**_plain(subject), "trials": trials})
     config = searched.config
@@ -162,7 +162,7 @@ def launch(
 
 @app.command()
 def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
-    """Print how a search stands; from any terminal, while it runs or after."""
+    """Print how a search stands, from any terminal, while it runs or after."""
     opened = _open(_subject(study, storage=storage, study_name=study_name))
     from mmsearch.search.storage import OWNER, hide_password
     from mmsearch.search.study import count
@@ -212,7 +212,7 @@ def retrain_best(
     seed: Seed = None,
     device: Device = None,
 ) -> None:
-    """Train the best trial again on training and validation rows: leaves model, predictions and metrics."""
+    """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
     config = _subject(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device).config
     import torch
 
@@ -244,7 +244,7 @@ def predict(
         str | None, typer.Option(help="train or test; by default test, or train where there is no test split.")
     ] = None,
 ) -> None:
-    """Predict new data with a retrained model: a CSV with label, confidence and probabilities a row."""
+    """Predict new data with a retrained model: a CSV of labels, confidences and probabilities."""
     if split not in (None, "train", "test"):
         raise UsageError(f'--split must be train or test, not "{split}"')
     _must_be_writable(out)

@@ -114,8 +114,9 @@ def test_a_wrong_file_is_one_sentence(write: Write, text: str, fragments: tuple[
     path = write(text)
     with pytest.raises(StudyFileError) as caught:
         load_config(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
+    where, message = str(caught.value)[: len(str(path))], str(caught.value)[len(str(path)) :]
+    assert where == str(path)
+    assert message.startswith(": ")
     assert "\n" not in message
     assert [part for part in fragments if part not in message] == [], message
 
@@ -204,6 +205,11 @@ def test_a_storage_url_is_one_that_can_be_opened_from_anywhere(write: Write, tex
     assert load_config(path).storage_url == url.format(folder=path.parent, parent=path.parent.parent)
 
 
+def test_a_folder_called_demo_is_beside_the_file(write: Write) -> None:
+    path = write('[study]\nfolder = "demo"')
+    assert load_config(path).paths.folder == path.parent / "demo" / "mine"
+
+
 def test_the_default_lies_in_its_range(write: Write) -> None:
     text = '[space]\n"head.dropout" = { low = 0.0, high = 0.3, step = 0.1, default = 0.3 }\n"batch_size" = [16, 32]'
     config = load_config(write(text))
@@ -245,9 +251,7 @@ def test_json_keeps_what_has_no_type_of_its_own_there(write: Write) -> None:
 DIGITS = (ROOT / "studies" / "digits.toml").read_text()
 # Keys that have no default of their own: what stands behind the # is an example.
 EXAMPLES = {"study.storage", "data.rows", "data.image_shape", "data.audio_shape"}
-SECTIONS = {
-    m[1]: m[2] for m in re.finditer(r"^\[(study|data|search)\]\n(.*?)(?=^# What is|^\[|\Z)", DIGITS, re.M | re.S)
-}
+SECTIONS = re.findall(r"^\[(study|data|search)\]\n(.*?)(?=^# What is|^\[)", DIGITS, re.M | re.S)
 KEYS = [
     (section, key, bool(hash_sign))
     for section, body in SECTIONS

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +334,7 @@ def _snapshot(opened: OpenStudy, state: _State, total: int, started: float) -> S
         total=total,
         metric=opened.config.metric,
         best=None if best is None else (best.number, float(best.value or 0.0)),
-        workers=[child.view for child in sorted(state.children, key=lambda child: child.index)],
+        workers=[replace(child.view) for child in sorted(state.children, key=lambda child: child.index)],
         max_epochs=opened.config.search.max_epochs,
         finished_here=state.finished,
         seconds=time.monotonic() - started,

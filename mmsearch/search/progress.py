@@ -145,6 +145,7 @@ def render(snapshot: Snapshot, name: str) -> RenderableType:
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
+    from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
 
@@ -155,17 +156,16 @@ def render(snapshot: Snapshot, name: str) -> RenderableType:
     head.add_row(
         ProgressBar(total=snapshot.total, completed=counts.finished), f"{counts.finished} of {snapshot.total} trials"
     )
-    best = "no completed trial yet"
+    best = Text("no completed trial yet", style="dim")
     if snapshot.best is not None:
-        best = f"best {snapshot.metric} {snapshot.best[1]:.4f} (trial {snapshot.best[0]})"
+        best = Text(f"best {snapshot.metric} {snapshot.best[1]:.4f} (trial {snapshot.best[0]})", style="bold green")
     rate, left = snapshot.trials_per_hour, snapshot.seconds_left
-    pace = "" if rate is None or left is None else f"{rate:.0f} trials an hour, {duration(left)} left"
-    line = Text.assemble(
-        (best, "bold green" if snapshot.best else "dim"),
-        f"   {counts.complete} complete, {counts.pruned} pruned, ",
+    head.add_row(best, "" if rate is None else f"{rate:.0f} trials an hour")
+    states = Text.assemble(
+        f"{counts.complete} complete, {counts.pruned} pruned, ",
         (f"{counts.failed} failed", "red" if counts.failed else ""),
-        f"   {pace}",
     )
+    head.add_row(states, "" if left is None else f"{duration(left)} left")
     rows = Table.grid(padding=(0, 2))
     for worker in snapshot.workers:
         if worker.trial is None:
@@ -176,7 +176,9 @@ def render(snapshot: Snapshot, name: str) -> RenderableType:
         rows.add_row(
             f"worker {worker.index}", f"trial {worker.trial}", bar, f"epoch {worker.epoch}/{snapshot.max_epochs}", value
         )
-    return Panel(Group(head, line, rows), title=f"mmsearch: {name}", title_align="left", border_style="blue")
+    return Panel(
+        Group(head, Rule(style="dim"), rows), title=f"mmsearch: {name}", title_align="left", border_style="blue"
+    )
 
 
 def duration(seconds: float) -> str:

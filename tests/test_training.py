@@ -1,0 +1,213 @@
+"""The training loop: reproducible, stopped by patience, scored as scikit-learn scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from torch import nn
+
+from mmsearch.data.dataset import Dataset, Split, statistics
+from mmsearch.data.sources import read_dataset
+from mmsearch.data.splits import holdout
+from mmsearch.errors import LossNotFinite
+from mmsearch.hyperparameters import TABLE, Fixed, Hyperparameters, Space, Value
+from mmsearch.models.factory import MultimodalClassifier, build_model
+from mmsearch.training.batches import Batches
+from mmsearch.training.fit import EpochResult, evaluate, fit, predict_logits, seed_everything
+from mmsearch.training.metrics import Confusion, accuracy, macro_f1
+from mmsearch.training.optimisers import SCHEDULES, build_optimiser, build_schedule, class_weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return read_dataset("demo", rows=500)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def configuration(**given: Value) -> Hyperparameters:
+    small: dict[str, Value] = {"image__encoder": "mlp", "audio__encoder": "mlp", "batch_size": 32}
+    named = {name.replace("__", "."): Fixed(value) for name, value in {**small, **given}.items()}
+    return Space(named).configuration({})
+
+
+def train(
+    dataset: Dataset, hyperparameters: Hyperparameters, seed: int = 0, **options: int | None
+) -> tuple[MultimodalClassifier, list[EpochResult]]:
+    fitted, valid = holdout(dataset, 0.2, 0)
+    seed_everything(seed)
+    model = build_model(hyperparameters, dataset.shapes, statistics(fitted))
+    settings = {"epochs": 3, "patience": None, **options}
+    return model, list(fit(model, fitted, valid, hyperparameters, seed=seed, device=CPU, **settings))  # type: ignore[arg-type]
+
+
+def test_same_seed_same_numbers(dataset: Dataset) -> None:
+    hyperparameters = configuration(image__encoder="cnn", audio__encoder="conv1d", image__cnn__dropout=0.2)
+
+    def numbers(seed: int) -> list[tuple[object, object]]:
+        return [(result.train, result.valid) for result in train(dataset, hyperparameters, seed)[1]]
+
+    assert numbers(3) == numbers(3)
+    assert numbers(3) != numbers(4)
+
+
+@pytest.mark.parametrize("optimiser", TABLE["optimizer.name"].options)
+@pytest.mark.parametrize("schedule", TABLE["schedule.name"].options)
+def test_every_optimiser_and_schedule_learns(dataset: Dataset, optimiser: Value, schedule: Value) -> None:
+    lr = 0.05 if optimiser == "sgd" else 3e-3
+    _, results = train(
+        dataset, configuration(optimizer__name=optimiser, schedule__name=schedule, optimizer__lr=lr), epochs=4
+    )
+    assert results[-1].train.loss < results[0].train.loss
+    assert results[-1].valid is not None
+    assert results[-1].valid.macro_f1 > 0.5  # chance is 0.1
+
+
+def test_validation_is_measured_as_predictions_are(dataset: Dataset) -> None:
+    model, results = train(dataset, configuration())
+    _, valid = holdout(dataset, 0.2, 0)
+    logits = predict_logits(model, valid, CPU)
+    predicted = logits.argmax(1).numpy()
+    last = results[-1].valid
+    assert last is not None
+    assert last.accuracy == pytest.approx(accuracy_score(valid.labels, predicted))
+    assert last.macro_f1 == pytest.approx(f1_score(valid.labels, predicted, average="macro"))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(valid.labels))
+    assert last.loss == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_patience_counts_epochs_without_a_lower_validation_loss(dataset: Dataset) -> None:
+    _, results = train(dataset, configuration(optimizer__lr=0.02, schedule__name="constant"), epochs=60, patience=2)
+    losses = [result.valid.loss for result in results if result.valid]
+    assert len(losses) < 60
+    best = losses.index(min(losses))
+    assert len(losses) - 1 - best == 2
+
+
+def test_the_horizon_is_kept_by_a_shorter_run(dataset: Dataset) -> None:
+    long = train(dataset, configuration(), epochs=6)[1]
+    short = train(dataset, configuration(), epochs=2, horizon=6)[1]
+    assert [result.train for result in short] == [result.train for result in long[:2]]
+    assert short[-1].lr == long[1].lr
+
+
+def test_without_validation_rows_there_are_no_validation_scores(dataset: Dataset) -> None:
+    hyperparameters = configuration()
+    model = build_model(hyperparameters, dataset.shapes, statistics(dataset.train))
+    results = list(fit(model, dataset.train, None, hyperparameters, epochs=1, seed=0, device=CPU))
+    assert [result.valid for result in results] == [None]
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_the_reason(dataset: Dataset) -> None:
+    with pytest.raises(LossNotFinite, match=r"epoch \d is (nan|inf)"):
+        train(dataset, configuration(optimizer__name="sgd", optimizer__lr=10.0, schedule__name="constant"), epochs=5)
+
+
+def test_weighted_loss_evens_out_the_classes() -> None:
+    weights = class_weights(torch.tensor([0, 0, 0, 1, 3, 3]), 4)
+    assert weights.tolist() == pytest.approx([6 / 9, 2.0, 0.0, 1.0])
+
+
+def test_a_rare_class_counts_more_in_the_weighted_loss(dataset: Dataset) -> None:
+    labels = dataset.train.labels
+    rows = np.concatenate([np.flatnonzero(labels == 3)[:5], np.flatnonzero(labels != 3)])
+    split, test = dataset.train.only(dataset.train.rows[rows]), dataset.test
+    assert test is not None
+    three = test.only(test.rows[test.labels == 3])
+    chance = {}
+    for name in ("cross_entropy", "weighted_cross_entropy"):
+        hyperparameters = configuration(loss__name=name)
+        seed_everything(0)
+        model = build_model(hyperparameters, dataset.shapes, statistics(split))
+        list(fit(model, split, None, hyperparameters, epochs=3, seed=0, device=CPU))
+        chance[name] = float(predict_logits(model, three, CPU).softmax(1)[:, 3].mean())
+    assert chance["weighted_cross_entropy"] > 1.5 * chance["cross_entropy"], chance
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_schedules_rise_to_one_and_fall(name: str) -> None:
+    arguments = {"constant": {}, "cosine": {"warmup": 0.2}, "onecycle": {"warmup": 0.2}}[name]
+    rates = [SCHEDULES[name](progress / 1000, **arguments) for progress in range(1001)]
+    assert max(rates) == pytest.approx(1)
+    if name != "constant":
+        assert rates[0] < 0.05
+        assert rates.index(max(rates)) == 200
+        assert rates[-1] == pytest.approx(0, abs=1e-4)
+
+
+def test_onecycle_is_torchs() -> None:
+    hyperparameters = configuration(schedule__name="onecycle", optimizer__lr=0.1)
+    ours = build_optimiser([nn.Parameter(torch.zeros(1))], hyperparameters)
+    schedule = build_schedule(ours, hyperparameters, 1000)
+    theirs = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    reference = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=0.1, total_steps=1000, pct_start=0.3)
+    for _ in range(998):
+        ours.step()
+        schedule.step()
+        theirs.step()
+        reference.step()
+        assert schedule.get_last_lr()[0] == pytest.approx(reference.get_last_lr()[0], abs=1e-3)
+
+
+@given(
+    st.integers(2, 6).flatmap(
+        lambda k: st.tuples(
+            st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=40)
+        )
+    )
+)
+def test_scores_are_scikit_learns(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+    classes, pairs = drawn
+    truth, predicted = np.array(pairs).T
+    seen = Confusion(classes, CPU)
+    logits = nn.functional.one_hot(torch.from_numpy(predicted), classes).float()
+    seen.add(logits, torch.from_numpy(truth), torch.tensor(0.5))
+    matrix = seen.matrix()
+    assert (matrix == confusion_matrix(truth, predicted, labels=range(classes))).all()
+    assert math.isclose(macro_f1(matrix), f1_score(truth, predicted, average="macro", zero_division=0))
+    assert math.isclose(accuracy(matrix), accuracy_score(truth, predicted))
+    assert seen.loss() == 0.5
+
+
+@given(rows=st.integers(1, 70), size=st.integers(2, 40))
+def test_a_shuffled_epoch_holds_each_row_once(rows: int, size: int) -> None:
+    label = np.arange(100)
+    split = Split(np.zeros((100, 1, 2, 2)), np.zeros((100, 1, 1)), label, np.arange(100)[:rows], 1.0)
+    batches = Batches(split, CPU)
+    found = [batch.label for batch in batches.shuffled(size, torch.Generator().manual_seed(0))]
+    seen = torch.cat([part for part in found if part is not None]).tolist()
+    assert len(found) == batches.steps(size)
+    assert len(set(seen)) == len(seen) >= rows - 1  # a last batch of one row is left out
+    assert len(seen) == rows or rows % size == 1
+
+
+def test_pixels_are_scaled_whatever_their_type() -> None:
+    for dtype, scale in ((np.uint8, 1 / 255), (np.float64, 1.0), (np.bool_, 1.0), (np.float16, 1 / 255)):
+        image = np.ones((3, 1, 2, 2)).astype(dtype)
+        split = Split(image, np.ones((3, 2, 2), dtype=np.int32), None, np.arange(3), scale)
+        batch = next(Batches(split, CPU).in_order())
+        assert batch.image.dtype == batch.audio.dtype == torch.float32
+        assert torch.allclose(batch.image, torch.tensor(scale))
+
+
+def test_evaluation_leaves_the_model_as_it_is(dataset: Dataset) -> None:
+    hyperparameters = configuration(image__encoder="cnn")
+    model = build_model(hyperparameters, dataset.shapes)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, Batches(dataset.train, CPU), nn.CrossEntropyLoss())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
