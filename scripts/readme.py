@@ -43,7 +43,8 @@ def help_texts() -> str:
             check=True,
         )
         text = done.stdout.replace("python -m mmsearch", "mmsearch").strip()
-        parts.append(f"<details><summary><code>mmsearch {command}</code></summary>\n\n```text\n{text}\n```\n\n</details>\n")
+        summary = f"<details><summary><code>mmsearch {command}</code></summary>"
+        parts.append(f"{summary}\n\n```text\n{text}\n```\n\n</details>\n")
     return "\n".join(parts)
 
 
@@ -63,7 +64,7 @@ def numbered(name: str) -> str:
 
 
 def allowed(parameter: Parameter) -> str:
-    return parameter.allowed().removeprefix("one of ").removeprefix("a whole number from ").removeprefix("a number from ")
+    return re.sub(r"^(one of|a whole number from|a number from) ", "", parameter.allowed())
 
 
 def defaults(parameter: Parameter) -> str:
@@ -77,18 +78,22 @@ def what(parameter: Parameter) -> str:
     return parameter.help.replace("layer 1", "layer N")
 
 
+def first_sentence(text: str) -> str:
+    return re.split(r"\.(?:\s|$)", text.splitlines()[0])[0]
+
+
 def tree() -> str:
     rows = []
     for path in sorted((ROOT / "mmsearch").rglob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        rows.append((str(path.relative_to(ROOT)), re.split(r"[.:;](?:\s|$)", text.splitlines()[0])[0]))
+        rows.append((str(path.relative_to(ROOT)), first_sentence(text)))
     for name, text in TOP_LEVEL.items():
         assert (ROOT / name).exists(), name
         rows.append((name, text))
     for folder in ("scripts", "tests"):
         for path in sorted((ROOT / folder).glob("*.py")):
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
-            rows.append((str(path.relative_to(ROOT)), re.split(r"[.:;](?:\s|$)", text.splitlines()[0])[0]))
+            rows.append((str(path.relative_to(ROOT)), first_sentence(text)))
     width = max(len(name) for name, _ in rows) + 2
     return "```text\n" + "\n".join(f"{name:<{width}}{text}" for name, text in rows) + "\n```\n"
 

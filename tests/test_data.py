@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
-import os
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,8 +79,10 @@ def backed_by_a_file(array: Any) -> bool:
 
 @pytest.mark.parametrize(
     ("dtype", "high"),
-    [("uint8", 255), ("int64", 255), ("float32", 255), ("float64", 1), ("float16", 1), ("bool", 1), ("uint8", 1)]
-    + [("int32", 65535), ("uint16", 65535), ("float32", 1000), (">f4", 1), (">i2", 255)],
+    [
+        *(("uint8", 255), ("int64", 255), ("float32", 255), ("float64", 1), ("float16", 1), ("bool", 1), ("uint8", 1)),
+        *(("int32", 65535), ("uint16", 65535), ("float32", 1000), (">f4", 1), (">i2", 255)),
+    ],
 )
 def test_pixels_of_any_type_and_range_lie_between_0_and_1(tmp_path: Path, dtype: str, high: float) -> None:
     image = values(ROWS, 784, dtype=dtype, high=high)
@@ -194,14 +194,14 @@ WRONG: dict[str, tuple[dict[str, Content], tuple[str, ...]]] = {
     "single number": ({"train_image": np.array(3)}, (IMAGE_NPY, "single number")),
     "image without pixels": ({"train_image": np.zeros((ROWS, 0))}, (IMAGE_NPY, "0 values")),
     "audio without values": ({"train_audio": np.zeros((ROWS, 0))}, (AUDIO_NPY, "empty")),
-    "no rows": ({"train_image": SOUND[:0], "train_audio": SOUND[:0], "train_labels": LABELS[:0]}, (IMAGE_NPY, "no rows")),
+    "no rows": (dict.fromkeys(("train_image", "train_audio", "train_labels"), SOUND[:0]), (IMAGE_NPY, "no rows")),
     "audio too short": ({"train_audio": SOUND[1:]}, (AUDIO_NPY, f"{ROWS - 1} rows", f"data_wr_train.npy has {ROWS}")),
     "labels too short": ({"train_labels": LABELS[1:]}, (LABEL_NPY, f"{ROWS - 1} rows")),
     "not a number": ({"train_audio": at(SOUND, 7, np.nan)}, (AUDIO_NPY, "row 7 ")),
     "infinite": ({"train_image": at(values(ROWS, 784), 23, -np.inf)}, (IMAGE_NPY, "row 23 ")),
     "no audio": ({"train_audio": None}, (AUDIO_NPY, "missing", "zenodo")),
     "no labels": ({"train_labels": None}, (LABEL_NPY, "missing")),
-    "unknown label": ({"test_labels": at(labels(TEST_ROWS), 3, 9)}, ("labels_test.npy: ", "row 3 ", "label 9", "0, 1, 2, 3")),
+    "unknown label": ({"test_labels": at(labels(TEST_ROWS), 3, 9)}, ("labels_test.npy: ", "row 3 ", "label 9", "0, 1")),
     "label below 0": ({"train_labels": at(LABELS, 5, -1)}, (LABEL_NPY, "row 5 ", "label -1")),
     "label of a half": ({"train_labels": at(LABELS, 6, 1.5)}, (LABEL_NPY, "row 6 ", "label 1.5")),
     "label not a number": ({"train_labels": at(LABELS, 6, np.nan)}, (LABEL_NPY, "row 6 ", "nan")),
@@ -259,6 +259,7 @@ def test_wrong_data_is_named_by_file_and_row(
         ("row_id,label\n0,1\n".encode("utf-16"), ()),
         (b"row_id,label\n0,\xe9\n", ()),
     ],
+    ids=["header", "empty", "half", "short", "twice", "gap", "below-0", "too-few", "too-great", "utf-16", "latin-1"],
 )
 def test_a_wrong_csv_is_named_by_line(tmp_path: Path, csv: str | bytes, fragments: tuple[str, ...]) -> None:
     folder = kaggle(tmp_path / "d", csv)
@@ -271,19 +272,16 @@ def test_a_wrong_csv_is_named_by_line(tmp_path: Path, csv: str | bytes, fragment
 def test_a_wrong_folder_is_one_sentence(mmsearch: Run, workspace: Path) -> None:
     missing = mmsearch("data", "nowhere", code=2)
     assert missing.stderr == "mmsearch: nowhere: no such folder; data is a folder, or the word demo\n"
-    other = mmsearch("data", "studies", code=2)
-    for part in (
-        "mmsearch: studies: no known layout",
-        "data_wr_train.npy",
-        "y_train.csv (kaggle)",
-        "holds digits.toml",
-    ):
-        assert part in other.stderr
+    other = mmsearch("data", "studies", code=2).stderr
+    assert other.startswith("mmsearch: studies: no known layout; ")
+    assert [
+        name for name in ("data_wr_train.npy", "y_train.csv (kaggle)", "holds digits.toml") if name not in other
+    ] == []
     zenodo(workspace / "bad", train_audio=at(SOUND, 7, np.nan))
-    for command in (["data", "bad"], ["launch", "--data", "bad"]):
-        bad = mmsearch(*command, code=2)
-        assert "data_sp_train.npy: row 7 holds" in bad.stderr
-        assert bad.stderr.count("\n") == 1 or command[0] == "launch"
+    for command in ("data bad", "launch --data bad"):
+        bad = mmsearch(*command.split(), code=2).stderr.splitlines()[-1]
+        assert bad.startswith("mmsearch: ")
+        assert bad.endswith("bad/data_sp_train.npy: row 7 holds a value that is not a finite number")
 
 
 def test_the_row_is_that_of_the_file_in_later_chunks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,46 +300,3 @@ def test_shapes_that_the_study_gives(tmp_path: Path) -> None:
         read_dataset(folder, image_shape=(3, 3))
     with pytest.raises(DataError, match=r"data_sp_train.npy: .*\(507,\).* 39x12"):
         read_dataset(folder, audio_shape=(39, 12))
-
-
-def test_the_cache_spares_a_pass_and_notices_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, cache = zenodo(tmp_path / "d"), tmp_path / "cache"
-    plain, first = read_dataset(str(folder)), read_dataset(str(folder), cache=cache)
-    with monkeypatch.context() as patch:
-        patch.setattr("mmsearch.data.sources.CHUNK_ROWS", 0)  # a pass would fail
-        with pytest.raises(ValueError):
-            read_dataset(str(folder))
-        second = read_dataset(str(folder), cache=cache)
-    for read in (first, second):
-        assert (read.fingerprint, read.ranges, read.classes) == (plain.fingerprint, plain.ranges, plain.classes)
-        np.testing.assert_array_equal(read.groups, plain.groups)
-    zenodo(folder, train_audio=at(SOUND, 3, 5.0))
-    os.utime(folder / "data_sp_train.npy", ns=(1, 1))
-    changed = read_dataset(str(folder), cache=cache)
-    assert changed.fingerprint == read_dataset(str(folder)).fingerprint != plain.fingerprint
-    assert changed.ranges["audio"][1] == 5
-    zenodo(folder, train_audio=at(SOUND, 3, np.nan))
-    with pytest.raises(DataError, match="row 3 "):
-        read_dataset(str(folder), cache=cache)
-
-
-def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
-    folder, cache = zenodo(tmp_path / "d"), tmp_path / "cache"
-    plain = read_dataset(str(folder), cache=cache)
-    for entry in cache.iterdir():
-        entry.write_bytes(entry.read_bytes()[:40])
-    assert read_dataset(str(folder), cache=cache).fingerprint == plain.fingerprint
-
-
-def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
-    folder = zenodo(tmp_path / "d")
-    print_of = {read_dataset(str(folder)).fingerprint}
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    assert {read_dataset(str(copy)).fingerprint} == print_of
-    for name in sorted(path.name for path in folder.iterdir()):
-        array = np.load(folder / name)
-        array.flat[5] += 1 if array.flat[5] < 3 else -1
-        np.save(copy / name, array)
-        print_of.add(read_dataset(str(copy)).fingerprint)
-        shutil.copy(folder / name, copy / name)
-    assert len(print_of) == 7

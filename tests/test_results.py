@@ -53,7 +53,7 @@ def best(folder: Path) -> Path:
 
 def test_metrics_agree_with_the_predictions(workspace: Path) -> None:
     metrics = json.loads((best(workspace) / "metrics.json").read_text())
-    rows = read_csv((best(workspace) / "predictions.csv"))
+    rows = read_csv(best(workspace) / "predictions.csv")
     assert len(rows) == metrics["test"]["rows"] == 1000
     truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
     assert metrics["test"]["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
@@ -73,7 +73,7 @@ def test_metrics_agree_with_the_predictions(workspace: Path) -> None:
 
 def test_the_demo_test_rows_are_never_trained_on(workspace: Path) -> None:
     dataset = read_dataset("demo")
-    labels = [row["label"] for row in read_csv((best(workspace) / "predictions.csv"))]
+    labels = [row["label"] for row in read_csv(best(workspace) / "predictions.csv")]
     assert dataset.test is not None
     assert labels == [dataset.classes[label] for label in dataset.test.labels]
 
@@ -90,7 +90,7 @@ def test_a_bundle_reloads_and_predicts_the_same(workspace: Path) -> None:
     bundle = Bundle.load(best(workspace))
     demo = read_dataset("demo").test
     assert demo is not None
-    rows = read_csv((best(workspace) / "predictions.csv"))
+    rows = read_csv(best(workspace) / "predictions.csv")
     expected = np.array([[float(row[f"p_{name}"]) for name in bundle.classes] for row in rows])
     assert np.allclose(bundle.predict(demo.image, demo.audio), expected, atol=1e-5)
     flat_and_scaled = demo.image.reshape(len(demo.image), -1).astype(np.float64) / 255
@@ -118,8 +118,8 @@ def test_predict_runs_on_new_data(mmsearch: Run, workspace: Path, tmp_path: Path
     np.save(fresh / "x_test_wr.npy", demo.image[:50].reshape(50, 784))
     np.save(fresh / "x_test_sp.npy", demo.audio[:50].reshape(50, 507))
     mmsearch("predict", best(workspace), fresh, "-o", "out.csv")
-    rows = read_csv((workspace / "out.csv"))
-    known = read_csv((best(workspace) / "predictions.csv"))[:50]
+    rows = read_csv(workspace / "out.csv")
+    known = read_csv(best(workspace) / "predictions.csv")[:50]
     assert [row["predicted"] for row in rows] == [row["predicted"] for row in known]
     assert "label" not in rows[0]
     said = mmsearch("predict", best(workspace), "demo", "--split", "train").stdout
@@ -178,7 +178,7 @@ def test_the_table_in_each_form(mmsearch: Run, workspace: Path) -> None:
 def test_each_trial_leaves_its_epochs(workspace: Path) -> None:
     for folder in (workspace / "storage" / "digits" / "trials").iterdir():
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        rows = read_csv((folder / "metrics.csv"))
+        rows = read_csv(folder / "metrics.csv")
         assert [line["epoch"] for line in lines] == [int(row["epoch"]) for row in rows] == [*range(1, len(rows) + 1)]
         assert [line["valid_macro_f1"] for line in lines] == [float(row["valid_macro_f1"]) for row in rows]
 
