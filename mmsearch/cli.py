@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mmsearch.config import StudyConfig
     from mmsearch.search.launcher import Summary
     from mmsearch.search.progress import Progress
-    from mmsearch.search.study import OpenStudy
 
 app = typer.Typer(
     help="Search hyperparameters for classifiers that see and hear. Begin with `mmsearch init`, then launch.",
@@ -163,22 +162,24 @@ def launch(
 @app.command()
 def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
     """Print how a search stands, from any terminal, while it runs or after."""
-    opened = _open(_subject(study, storage=storage, study_name=study_name))
+    config = _subject(study, storage=storage, study_name=study_name).config
     from mmsearch.search.storage import OWNER, hide_password
-    from mmsearch.search.study import count
+    from mmsearch.search.study import count, open_study
 
-    trials = opened.trials()
-    counts = count(trials)
-    config = opened.config
-    print(f"study     {config.study.name} in {hide_password(config.storage_url)}")
-    print(f"trials    {counts.finished} of {opened.total()} ({counts.complete} complete, {counts.pruned} pruned)")
-    print(f"          {counts.failed} failed, {counts.running} running, {counts.waiting} waiting")
-    _print_best(config.metric, opened.best(trials), opened.baseline(trials))
-    for trial in trials:
-        if trial.state.name == "RUNNING":
-            owner = trial.system_attrs.get(OWNER, {})
-            reached = max(trial.intermediate_values, default=0)
-            print(f"running   trial {trial.number}, epoch {reached}, process {owner.get('pid')} on {owner.get('host')}")
+    with open_study(config) as opened:
+        trials = opened.trials()
+        counts = count(trials)
+        print(f"study     {config.study.name} in {hide_password(config.storage_url)}")
+        done = f"{counts.complete} complete, {counts.pruned} pruned"
+        print(f"trials    {counts.finished} of {opened.total()} ({done})")
+        print(f"          {counts.failed} failed, {counts.running} running, {counts.waiting} waiting")
+        _print_best(config.metric, opened.best(trials), opened.baseline(trials))
+        for trial in trials:
+            if trial.state.name == "RUNNING":
+                owner = trial.system_attrs.get(OWNER, {})
+                reached = max(trial.intermediate_values, default=0)
+                where = f"process {owner.get('pid')} on {owner.get('host')}"
+                print(f"running   trial {trial.number}, epoch {reached}, {where}")
 
 
 @app.command()
@@ -267,10 +268,13 @@ def export(
 ) -> None:
     """Print the trial table: number, state, value, duration, epochs and every parameter."""
     _must_be_writable(out)
-    opened = _open(_subject(study, storage=storage, study_name=study_name))
+    config = _subject(study, storage=storage, study_name=study_name).config
     from mmsearch.results.tables import render_table, trial_rows
+    from mmsearch.search.study import open_study
 
-    _put(render_table(trial_rows(opened, sort), form), out)
+    with open_study(config) as opened:
+        text = render_table(trial_rows(opened, sort), form)
+    _put(text, out)
 
 
 @app.command()
@@ -352,13 +356,6 @@ class _Epochs:
 
 def _plain(subject: _Subject) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in subject.options.items()}
-
-
-def _open(subject: _Subject) -> OpenStudy:
-    config = subject.config
-    from mmsearch.search.study import open_study
-
-    return open_study(config)
 
 
 def _progress(config: StudyConfig) -> Progress:

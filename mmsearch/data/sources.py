@@ -139,7 +139,8 @@ def rows_from_arrays(image: Array, audio: Array, image_shape: Sequence[int], aud
     """Rows without labels out of two arrays in any form that a file may have. Raises `DataError`."""
     if len(image) != len(audio):
         raise DataError(f"audio: {len(audio)} rows, but image has {len(image)}")
-    part = _shaped(Part(image, audio, None, ("image", "audio", "no labels")), image_shape, audio_shape)
+    arrays = [_numeric(np.ascontiguousarray(array), name) for array, name in ((image, "image"), (audio, "audio"))]
+    part = _shaped(Part(arrays[0], arrays[1], None, ("image", "audio", "no labels")), image_shape, audio_shape)
     return _assemble("arrays", "arrays", {"train": part}, (), None).train
 
 
@@ -200,10 +201,15 @@ def _load(path: Path) -> Array:
         array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a NumPy array of numbers: {error}") from None
+    return _numeric(array, str(path))
+
+
+def _numeric(array: Array, name: str) -> Array:
+    """The array in a type that torch has."""
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: holds {array.dtype}, but numbers are needed")
+        raise DataError(f"{name}: holds {array.dtype}, but numbers are needed")
     if array.ndim == 0:
-        raise DataError(f"{path}: holds a single number, but rows are needed")
+        raise DataError(f"{name}: holds a single number, but rows are needed")
     native = array.dtype.newbyteorder("=")
     if native != array.dtype or array.dtype.name in ("uint16", "uint32", "uint64", "longdouble", "float128"):
         # torch has no such type: the one case in which rows are copied

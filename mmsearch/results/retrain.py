@@ -61,7 +61,12 @@ def retrain_best(
 
     Raises `NoCompletedTrial`, `StudyMismatch` where the data are not those of the search, and `BundleError`.
     """
-    opened = open_study(config)
+    with open_study(config) as opened:
+        return _retrain(opened, on_plan, on_epoch)
+
+
+def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Callable[[EpochResult], None]) -> Bundle:
+    config = opened.config
     trial = opened.must_have_best()
     dataset = load_dataset(config)
     opened.check(dataset.fingerprint)

@@ -38,21 +38,22 @@ def serve(config: StudyConfig, host: str, port: int, password: str | None, annou
             f"--host {host} lets others in, and the dashboard can delete studies: set {PASSWORD_VARIABLE} too, "
             f"and it asks for the user {USER} and that password"
         )
-    opened = open_study(config)
     folder = config.storage_paths.artifacts
-    folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        store = FileSystemArtifactStore(str(folder))
-    app = guard(optuna_dashboard.wsgi(opened.optuna._storage, artifact_store=store), password)
-    try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
-    except OSError as error:
-        raise MmsearchError(f"the dashboard cannot listen on {host}:{port}: {error.strerror}; try --port") from None
-    with server, contextlib.suppress(KeyboardInterrupt):
-        shown = f"[{host}]" if ":" in host else host
-        announce(f"http://{shown}:{server.server_port}/dashboard/studies/{opened.id}")
-        server.serve_forever()
+    with open_study(config) as opened:
+        folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            store = FileSystemArtifactStore(str(folder))
+        cached = optuna.storages.get_storage(opened.storage)
+        app = guard(optuna_dashboard.wsgi(cached, artifact_store=store), password)
+        try:
+            server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
+        except OSError as error:
+            raise MmsearchError(f"the dashboard cannot listen on {host}:{port}: {error.strerror}; try --port") from None
+        with server, contextlib.suppress(KeyboardInterrupt):
+            shown = f"[{host}]" if ":" in host else host
+            announce(f"http://{shown}:{server.server_port}/dashboard/studies/{opened.id}")
+            server.serve_forever()
 
 
 def guard(app: WSGIApp, password: str | None) -> WSGIApp:

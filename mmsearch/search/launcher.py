@@ -131,11 +131,12 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     _keep_study_file(config)
     state = _State()
     started = time.monotonic()
-    _reap(opened, progress)
-    if count(opened.trials()).finished < total:
-        with _signals(state, progress):
-            _search(opened, state, progress, Orders(config, "", 0, total, threads), workers, started)
-    summary = _summary(opened, state, total, started)
+    with opened:
+        _reap(opened, progress)
+        if count(opened.trials()).finished < total:
+            with _signals(state, progress):
+                _search(opened, state, progress, Orders(config, "", 0, total, threads), workers, started)
+        summary = _summary(opened, state, total, started)
     progress.close()
     if state.signal is not None:
         raise Interrupted(state.signal)

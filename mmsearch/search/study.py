@@ -47,11 +47,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """An Optuna study with its storage, opened by this process."""
+    """An Optuna study with its storage, opened by this process; as a context manager it closes its connections."""
 
     config: StudyConfig
     optuna: optuna.Study
     storage: Storage
+
+    def __enter__(self) -> OpenStudy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.storage.engine.dispose()
 
     @cached_property
     def id(self) -> int:
@@ -69,7 +75,10 @@ class OpenStudy:
 
     def check(self, data_fingerprint: str) -> None:
         """Raise `StudyMismatch` where the study file or the data are not what the study was searched with."""
-        compare(self.config.study.name, self.stored_fingerprint() or {}, fingerprint(self.config, data_fingerprint))
+        stored = self.stored_fingerprint()
+        if stored is None:
+            raise _not_ours(self.config)
+        compare(self.config.study.name, stored, fingerprint(self.config, data_fingerprint))
 
     def total(self) -> int:
         """The total of the last launch, or else the study file's."""
@@ -179,20 +188,24 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
         opened = open_study(config)
         now, stored = fingerprint(config, data_fingerprint), opened.stored_fingerprint()
         if stored is None and opened.trials():
-            raise StudyMismatch(
-                f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch; "
-                "choose another with --study-name"
-            )
+            raise _not_ours(config)
         notes = [] if stored is None else compare(config.study.name, stored, now)
+        _enqueue(opened)
         if stored != now:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 opened.optuna.set_metric_names([config.metric])
-            _enqueue(opened)
             storage.set_study_system_attr(opened.id, FINGERPRINT, now)  # last: only now is the study whole
         storage.set_study_system_attr(opened.id, TOTAL, total_of(config))
         storage.engine.dispose()
     return opened, notes
+
+
+def _not_ours(config: StudyConfig) -> StudyMismatch:
+    return StudyMismatch(
+        f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch; "
+        "choose another with --study-name"
+    )
 
 
 def _enqueue(opened: OpenStudy) -> None:

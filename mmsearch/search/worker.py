@@ -115,26 +115,26 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     config = orders.config
     device = choose_device(config.search.device, orders.index)
     dataset = load_dataset(config)
-    opened = open_study(config)
-    opened.storage.budget = orders.total
-    opened.storage.owner = this_process(orders.name)
-    if config.search.sampler == "grid":
-        opened.storage.slots = orders.total
+    with open_study(config) as opened:
+        opened.storage.budget = orders.total
+        opened.storage.owner = this_process(orders.name)
+        if config.search.sampler == "grid":
+            opened.storage.slots = orders.total
 
-    def on_epoch(number: int, result: EpochResult, value: float) -> None:
-        emit("epoch", trial=number, epoch=result.epoch, value=value)
+        def on_epoch(number: int, result: EpochResult, value: float) -> None:
+            emit("epoch", trial=number, epoch=result.epoch, value=value)
 
-    objective = Objective(config, dataset, device, on_epoch=on_epoch, should_stop=stop.asked.is_set)
-    emit("ready", device=str(device), threads=orders.threads)
-    while not stop.asked.is_set():
-        try:
-            trial = opened.optuna.ask()
-        except BudgetExhausted:
-            if count(opened.trials()).finished >= orders.total:
-                return
-            stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
-            continue
-        run_trial(opened, objective, trial, emit)
+        objective = Objective(config, dataset, device, on_epoch=on_epoch, should_stop=stop.asked.is_set)
+        emit("ready", device=str(device), threads=orders.threads)
+        while not stop.asked.is_set():
+            try:
+                trial = opened.optuna.ask()
+            except BudgetExhausted:
+                if count(opened.trials()).finished >= orders.total:
+                    return
+                stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
+                continue
+            run_trial(opened, objective, trial, emit)
 
 
 def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,7 +30,9 @@ class Batches:
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        image, audio = torch.from_numpy(split.image), torch.from_numpy(split.audio)
+        with warnings.catch_warnings():  # arrays that a caller may not write to are not written to
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            image, audio = torch.from_numpy(split.image), torch.from_numpy(split.audio)
         label = None if split.label is None else torch.from_numpy(split.label)
         rows = torch.from_numpy(split.rows)
         if device.type != "cpu":
