@@ -215,12 +215,11 @@ def retrain_best(
 ) -> None:
     """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
     config = _subject(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device).config
-    import torch
-
     from mmsearch.results.retrain import retrain_best as run
     from mmsearch.search.launcher import cores
+    from mmsearch.training.device import use_threads
 
-    torch.set_num_threads(cores())
+    use_threads(cores())
     with _Epochs(config) as show:
         bundle = run(config, on_plan=show.plan, on_epoch=show.epoch)
     metrics = bundle.metrics

@@ -6,11 +6,13 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from mmsearch.errors import StudyFileError
 from mmsearch.hyperparameters import (
@@ -26,7 +28,7 @@ from mmsearch.hyperparameters import (
     nearest,
     show,
 )
-from mmsearch.paths import StoragePaths, StudyPaths
+from mmsearch.paths import RESERVED_NAMES, StoragePaths, StudyPaths
 
 Metric = Literal["macro_f1", "accuracy", "loss"]
 Size = Annotated[int, Field(ge=1)]
@@ -97,6 +99,13 @@ class StudyConfig(_Section):
     space: dict[str, Any] = {}
     enqueue: tuple[dict[str, Any], ...] = ()
 
+    @field_validator("study")
+    @classmethod
+    def _name_is_free(cls, study: StudySection) -> StudySection:
+        if study.name in RESERVED_NAMES:
+            raise PydanticCustomError("reserved", f'name = "{study.name}" is a file that all studies share')
+        return study
+
     @field_validator("enqueue", mode="before")
     @classmethod
     def _tuple(cls, value: object) -> object:
@@ -105,7 +114,11 @@ class StudyConfig(_Section):
     @cached_property
     def dimensions(self) -> Space:
         """The search space; raises `StudyFileError` where `[space]` cannot be read."""
-        return Space({name: _dimension(self.file, name, node) for name, node in _flatten(self.space).items()})
+        try:
+            flat = _flatten(self.space)
+        except ValueError as error:
+            raise StudyFileError(f"{self.file}: [space] {error}") from None
+        return Space({name: _dimension(self.file, name, node) for name, node in flat.items()})
 
     @cached_property
     def configurations(self) -> tuple[Hyperparameters, ...]:
@@ -165,16 +178,15 @@ def load_config(
     study.setdefault("name", path.stem)
     study.setdefault("folder", StudySection.model_fields["folder"].default)
     for section, key in ((study, "folder"), (data, "source")):
-        section[key] = _locate(section[key], path.parent) if isinstance(section.get(key), str) else section.get(key)
-    if data["source"] is None:
-        del data["source"]
+        if isinstance(section.get(key), str):
+            section[key] = _locate(section[key], path.parent, key, str(path))
     if isinstance(study.get("storage"), str):
         study["storage"] = _storage_url(study["storage"], path.parent, f"{path}: [study] storage")
 
     origins: dict[str, str] = {}
     given = {key: (value, origin) for key, value in (overrides or {}).items() if value is not None}
-    for variable, key in reversed(ENVIRONMENT):
-        if key not in given and (text := os.environ.get(variable)):
+    for variable, key in ENVIRONMENT:
+        if key not in given and key not in origins and (text := os.environ.get(variable)):
             origins[key] = f"the environment variable {variable}"
             _lay(tree, key, text, origins[key])
     for key, (value, label) in given.items():
@@ -186,7 +198,7 @@ def load_config(
     try:
         config = StudyConfig(file=str(path), **tree)
     except ValidationError as error:
-        raise StudyFileError(_sentence(error.errors()[0], str(path), origins)) from None
+        raise StudyFileError(_sentence(error.errors()[0], tree, str(path), origins)) from None
     except TypeError:  # a top-level table called "file"
         raise StudyFileError(f'{path}: "file" is not a section of a study file') from None
     _ = config.dimensions, config.configurations  # read now, so that whatever is wrong is said now
@@ -206,17 +218,25 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _lay(tree: dict[str, Any], key: str, value: object, label: str) -> None:
-    section, name = key.split(".")
+    section, _, name = key.partition(".")
+    if section not in ("study", "data", "search"):
+        raise StudyFileError(f'{label}: "{key}" is not a key of [study], [data] or [search]')
     if isinstance(value, str) and key == "study.storage":
         value = _storage_url(value, Path.cwd(), label)
     elif isinstance(value, str) and key in ("study.folder", "data.source"):
-        value = _locate(value, Path.cwd())
+        value = _locate(value, Path.cwd(), name, label)
     tree[section][name] = value
 
 
-def _locate(text: str, base: Path) -> str:
-    """A path relative to `base`, made absolute; the word `demo` stays as it is."""
-    return text if text == "demo" else os.path.normpath(base.resolve() / Path(text).expanduser())
+def _locate(text: str, base: Path, key: str, label: str) -> str:
+    """A path relative to `base`, made absolute; the word `demo` as a data source stays as it is."""
+    if key == "source" and text == "demo":
+        return text
+    try:
+        return os.path.normpath(base.resolve() / Path(text).expanduser())
+    except RuntimeError:
+        section = "data" if key == "source" else "study"
+        raise StudyFileError(f'{label}: [{section}] {key} = "{text}": there is no such user') from None
 
 
 def _storage_url(text: str, base: Path, label: str) -> str:
@@ -231,9 +251,9 @@ def _storage_url(text: str, base: Path, label: str) -> str:
         name = rest.removeprefix("/")
         if not name or name.startswith(":memory:"):
             raise StudyFileError(f"{label} must name a SQLite file: worker processes cannot share one in memory")
-        return f"{scheme}:///{_locate(name, base)}"
+        return f"{scheme}:///{_locate(name, base, 'storage', label)}"
     if dialect in ("postgresql", "postgres"):
-        return f"{'postgresql+psycopg' if '+' not in scheme else scheme}://{rest}"
+        return f"postgresql+{scheme.partition('+')[2] or 'psycopg'}://{rest}"
     raise StudyFileError(f'{label}: "{scheme}" is not offered; allowed are sqlite and postgresql')
 
 
@@ -242,10 +262,11 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, node in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(node, dict) and name not in TABLE and not set(node) & {"low", "high", "choices"}:
-            flat.update(_flatten(node, f"{name}."))
-        else:
-            flat[name] = node
+        nested = isinstance(node, dict) and node and name not in TABLE and not set(node) & {"low", "high", "choices"}
+        for inner, value in (_flatten(node, f"{name}.") if nested else {name: node}).items():
+            if inner in flat:
+                raise ValueError(f'"{inner}" is there twice, once as a quoted name and once in a table')
+            flat[inner] = value
     return flat
 
 
@@ -307,7 +328,8 @@ def _range(parameter: Parameter, node: dict[str, Any]) -> Dimension:
         raise ValueError("log and step exclude each other")
     if log and low <= 0:
         raise ValueError(f"a logarithmic range must have low above 0, not {show(low)}")
-    if step is not None and (type(step) not in ((int,) if parameter.kind is int else (int, float)) or step <= 0):
+    kinds = (int,) if parameter.kind is int else (int, float)
+    if step is not None and (type(step) not in kinds or not 0 < step < math.inf):
         raise ValueError(f"step must be a {'whole ' if parameter.kind is int else ''}number above 0, not {show(step)}")
     if step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-6):
         raise ValueError(f"the range from {show(low)} to {show(high)} is no multiple of step = {show(step)}")
@@ -317,12 +339,7 @@ def _range(parameter: Parameter, node: dict[str, Any]) -> Dimension:
     if "default" in node and given not in made:
         raise ValueError(f"the default {show(given)} is not in the range")
     assert isinstance(given, int | float)
-    default = min(max(given, low), high)
-    if step is not None:
-        default = low + round((default - low) / step) * step
-    if low == high:
-        return Fixed(low)
-    return Range(made.low, made.high, made.log, made.step, parameter.kind(default))
+    return Fixed(low) if low == high else replace(made, default=parameter.kind(made.nearest(given)))
 
 
 def _only_keys(node: dict[str, Any], allowed: tuple[str, ...]) -> None:
@@ -345,7 +362,7 @@ def _check_search(config: StudyConfig) -> None:
             raise StudyFileError(f"{where} needs a step, or a list of choices, to be searched by a grid")
 
 
-def _sentence(error: Any, file: str, origins: Mapping[str, str]) -> str:
+def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[str, str]) -> str:
     """One pydantic error as one sentence: where, what, what is allowed."""
     location = [str(part) for part in error["loc"]]
     section, name = location[0], location[1] if len(location) > 1 else ""
@@ -356,6 +373,9 @@ def _sentence(error: Any, file: str, origins: Mapping[str, str]) -> str:
         known = [f for f in StudyConfig.model_fields if f != "file"] if not name else list(models[section].model_fields)
         what = "a key of this section" if name else "a section of a study file"
         return f"{where} is not {what}{nearest(name or section, known)}; allowed are {', '.join(known)}"
+    if name.endswith("_shape"):
+        parts = "[frames, coefficients]" if name == "audio_shape" else "[height, width] or [channels, height, width]"
+        return f"{where} = {show(tree[section][name])} must be {parts}: whole numbers from 1"
     if error["type"] == "missing":
         return f"{where} is missing"
     allowed = error["msg"].replace("'", '"')
@@ -368,5 +388,7 @@ def _sentence(error: Any, file: str, origins: Mapping[str, str]) -> str:
         allowed = "must be letters, digits, dots, dashes and underscores, at most 100"
     elif error["type"] == "string_pattern_mismatch":
         allowed = 'must be "auto", "cpu", "cuda" or "cuda:N"'
+    elif error["type"] == "reserved":
+        return f"{where} {allowed}; choose another"
     value = error["input"]
-    return f"{where} = {show(list(value) if isinstance(value, tuple) else value)} {allowed}"
+    return f"{where} = {show(value)} {allowed}"

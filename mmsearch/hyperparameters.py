@@ -72,6 +72,10 @@ def show(value: object) -> str:
         return f'"{value}"'
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(show, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {show(part)}" for key, part in value.items()) + " }"
     return str(value)
 
 
@@ -253,19 +257,39 @@ class Range:
     step: float | None
     default: Value
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return isinstance(self.default, int)
+
     def grid(self) -> list[Value] | None:
         """Its values, lowest first; None where they are not finitely many."""
-        if isinstance(self.default, int):
-            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1))) if not self.log else None
+        if self.log:
+            return None
+        if self.whole:
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
         if self.step is None:
             return None
-        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
+        return [self.point(i) for i in range(round((self.high - self.low) / self.step) + 1)]
+
+    def point(self, i: int) -> float:
+        """The number `i` steps above `low`, as it is written: 0.3, not 0.30000000000000004."""
+        assert self.step is not None
+        return min(self.high, round(self.low + i * self.step, 12))
 
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
+        if self.whole and not isinstance(value, int):
+            return False
         grid = self.grid()
         return grid is None or any(math.isclose(value, float(point), rel_tol=1e-9, abs_tol=1e-12) for point in grid)
+
+    def nearest(self, value: float) -> Value:
+        """The value of the range that is closest."""
+        inside = min(max(value, self.low), self.high)
+        grid = self.grid()
+        return inside if grid is None else min(grid, key=lambda point: abs(float(point) - inside))
 
 
 @dataclass(frozen=True)
@@ -297,22 +321,30 @@ class Space:
                 values[name] = dimension.value if isinstance(dimension, Fixed) else pick(name, dimension)
         return Hyperparameters(values)
 
-    def varying(self) -> dict[str, Range | Choices]:
-        """What varies in some configuration, in the table's order."""
-        reachable: dict[str, set[Value] | None] = {}  # None: any number
-        found: dict[str, Range | Choices] = {}
+    def _reachable(self) -> dict[str, set[Value] | None]:
+        """What applies to some configuration, with the values it can have there; None stands for any number."""
+        found: dict[str, set[Value] | None] = {}
         for name, parameter in TABLE.items():
-            if not all((seen := reachable.get(parent, set())) is None or seen & set(allowed)
-                       for parent, allowed in parameter.requires):  # fmt: skip
+            if any(
+                parent not in found or ((seen := found[parent]) is not None and not seen & set(allowed))
+                for parent, allowed in parameter.requires
+            ):
                 continue
             dimension = self[name]
-            if isinstance(dimension, Fixed):
-                reachable[name] = {dimension.value}
+            if isinstance(dimension, Range):
+                found[name] = set(range(int(dimension.low), int(dimension.high) + 1)) if dimension.whole else None
             else:
-                grid = dimension.options if isinstance(dimension, Choices) else dimension.grid()
-                reachable[name] = None if grid is None else set(grid)
-                found[name] = dimension
+                found[name] = {dimension.value} if isinstance(dimension, Fixed) else set(dimension.options)
         return found
+
+    def varying(self) -> dict[str, Range | Choices]:
+        """What varies in some configuration, in the table's order."""
+        return {name: d for name in self._reachable() if not isinstance(d := self[name], Fixed)}
+
+    def unused(self) -> list[str]:
+        """What is named but applies to no configuration."""
+        reachable = self._reachable()
+        return [name for name in self.dimensions if name not in reachable]
 
     def fixed(self) -> dict[str, Value]:
         """The value of every parameter of the table that does not vary."""

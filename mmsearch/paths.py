@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_STUDY = Path("studies/digits.toml")
+RESERVED_NAMES = ("studies.db", "artifacts", "cache")  # of a storage folder, beside a folder a study
 
 
 @dataclass(frozen=True)

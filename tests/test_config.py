@@ -81,8 +81,8 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "storage in memory": ('[study]\nstorage = "sqlite:///:memory:"', ("[study] storage", "must name a SQLite file")),
     "fraction": ("[data]\nfraction = 1.0", ("[data] fraction = 1", "less than 1")),
     "image shape too short": ("[data]\nimage_shape = [28]", ("[data] image_shape = [28]",)),
-    "image shape too long": ("[data]\nimage_shape = [2, 2, 2, 2]", ("[data] image_shape = [2, 2, 2, 2]", "3")),
-    "audio shape too short": ("[data]\naudio_shape = [39]", ("[data] audio_shape = [39]", "2")),
+    "image shape too long": ("[data]\nimage_shape = [2, 2, 2, 2]", ("[data] image_shape = [2, 2, 2, 2]", "[channels, height, width]")),
+    "audio shape too short": ("[data]\naudio_shape = [39]", ("[data] audio_shape = [39]", "[frames, coefficients]")),
     "sampler": ('[search]\nsampler = "cmaes"', ('[search] sampler = "cmaes"', '"tpe", "random" or "grid"')),
     "device": ('[search]\ndevice = "gpu"', ('[search] device = "gpu"', '"auto", "cpu", "cuda" or "cuda:N"')),
     "grid of a range": (

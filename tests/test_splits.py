@@ -1,4 +1,4 @@
-"""Splits:: repeats, and splits that keep them together; statistics, a fingerprint, and a cache."""
+"""Repeats, and splits that keep them together; statistics, a fingerprint, and a cache."""
 
 from __future__ import annotations
 
@@ -222,18 +222,18 @@ def test_the_cache_spares_a_pass_and_notices_a_change(tmp_path: Path, monkeypatc
     folder, cache = zenodo(tmp_path / "d"), tmp_path / "cache"
     plain, first = read_dataset(str(folder)), read_dataset(str(folder), cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("mmsearch.data.sources.CHUNK_ROWS", 0)  # a pass would fail
+        patch.setattr("mmsearch.data.arrays.CHUNK_ROWS", 0)  # a pass would fail
         with pytest.raises(ValueError):
             read_dataset(str(folder))
         second = read_dataset(str(folder), cache=cache)
     for read in (first, second):
-        assert (read.fingerprint, read.ranges, read.classes) == (plain.fingerprint, plain.ranges, plain.classes)
+        assert (read.fingerprint, read.pixels, read.classes) == (plain.fingerprint, plain.pixels, plain.classes)
         np.testing.assert_array_equal(read.groups, plain.groups)
     zenodo(folder, train_audio=at(SOUND, 3, 5.0))
     os.utime(folder / "data_sp_train.npy", ns=(1, 1))
     changed = read_dataset(str(folder), cache=cache)
     assert changed.fingerprint == read_dataset(str(folder)).fingerprint != plain.fingerprint
-    assert changed.ranges["audio"][1] == 5
+    assert changed.audio_range[1] == 5
     zenodo(folder, train_audio=at(SOUND, 3, np.nan))
     with pytest.raises(DataError, match="row 3 "):
         read_dataset(str(folder), cache=cache)

@@ -106,11 +106,29 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """The range of a data set's raw pixels, and the scale that brings them to 0-1."""
+
+    low: float
+    high: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model was trained on, as far as new rows have to match it."""
+
+    shapes: Shapes
+    classes: tuple[str, ...]
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One data set: its training rows, its test rows where it has any, and what is known of both.
 
     `digests` holds 8 bytes a row of the images and the audio of each split: rows with the same digest are identical.
-    `ranges` are the smallest and greatest raw values of images and audio. `competition`: the test labels are kept back.
+    `audio_range` is the smallest and greatest raw value of the audio. `competition`: the test labels are kept back.
     """
 
     source: str
@@ -119,7 +137,8 @@ class Dataset:
     test: Split | None
     classes: tuple[str, ...]
     digests: dict[str, tuple[Index, Index]]
-    ranges: dict[str, tuple[float, float]]
+    pixels: Pixels
+    audio_range: tuple[float, float]
     competition: bool
 
     @property
@@ -128,6 +147,11 @@ class Dataset:
         channels, height, width = self.train.image.shape[1:]
         frames, coefficients = self.train.audio.shape[1:]
         return Shapes((channels, height, width), (frames, coefficients), len(self.classes))
+
+    @property
+    def trained(self) -> Trained:
+        """What a model that is trained on this data set needs to know of new rows."""
+        return Trained(self.shapes, self.classes, self.pixels)
 
     @cached_property
     def groups(self) -> Index:

@@ -14,9 +14,9 @@ def describe(dataset: Dataset) -> str:
         f"source    {dataset.source}",
         f"layout    {dataset.layout}",
         f"image     {'x'.join(map(str, shapes.image))} (channels x height x width), {dataset.train.image.dtype}, "
-        f"values {_range(dataset.ranges['image'])}",
+        f"values {dataset.pixels.low:.4g} to {dataset.pixels.high:.4g}",
         f"audio     {'x'.join(map(str, shapes.audio))} (frames x coefficients), {dataset.train.audio.dtype}, "
-        f"values {_range(dataset.ranges['audio'])}",
+        f"values {dataset.audio_range[0]:.4g} to {dataset.audio_range[1]:.4g}",
         f"train     {len(dataset.train)} rows: {_balance(dataset.train, dataset.classes)}",
     ]
     if dataset.test is None:
@@ -44,10 +44,6 @@ def _balance(split: Split, classes: tuple[str, ...]) -> str:
     if len(classes) > 12:
         return f"{len(classes)} classes of {counts.min()} to {counts.max()} rows"
     return ", ".join(f"{name}: {count}" for name, count in zip(classes, counts.tolist(), strict=True))
-
-
-def _range(values: tuple[float, float]) -> str:
-    return f"{values[0]:.4g} to {values[1]:.4g}"
 
 
 def _shared(rows: Index, known: Index) -> int:

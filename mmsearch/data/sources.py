@@ -6,8 +6,6 @@ Layouts: *zenodo* (Khacef et al., "Written and spoken digits database for multim
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmsearch.config import StudyConfig
-from mmsearch.data.dataset import CHUNK_ROWS, Array, Dataset, Index, Split
+from mmsearch.data.arrays import inspect, load_array, numeric, pixel_scale, scale_as_trained, shape_audio, shape_images
+from mmsearch.data.dataset import Array, Dataset, Index, Pixels, Split, Trained
 from mmsearch.data.labels import read_labels
 from mmsearch.data.splits import some, split_off_test
 from mmsearch.errors import DataError
-from mmsearch.paths import replacing
 
 DEMO = Path(__file__).parent / "demo" / "digits.npz"
-COEFFICIENTS = 13  # of the mel cepstrum, in the 507 = 39 x 13 values of the published audio rows
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,6 @@ class Part:
     audio: Array
     labels: tuple[int, ...] | Index | None
     names: tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class _Inspection:
-    """What one pass over an array found."""
-
-    low: float
-    high: float
-    digest: Index
 
 
 def load_dataset(config: StudyConfig) -> Dataset:
@@ -115,33 +103,36 @@ def read_dataset(
     return dataset
 
 
-def load_rows(
-    source: str, split: str | None, image: Sequence[int], audio: Sequence[int], classes: Sequence[str]
-) -> Split:
+def load_rows(source: str, split: str | None, trained: Trained) -> Split:
     """The rows of one split of any data set, to be predicted: its test split, or else its training split.
 
-    `image`, `audio` and `classes` are what a model was trained on. Raises `DataError` where the data has other shapes.
+    Raises `DataError` where they have other shapes than the rows that the model was trained on.
     """
     layout, parts = _read(source)
     name = split or ("test" if "test" in parts else "train")
     if name not in parts:
         raise DataError(f"{source}: there is no {name} split; there is: {', '.join(parts)}")
-    try:
-        part = _shaped(parts[name], image, audio)
-    except DataError as error:
-        shapes = f"images of {'x'.join(map(str, image))} and audio of {'x'.join(map(str, audio))}"
-        raise DataError(f"{error}; the model was trained on {shapes}") from None
-    dataset = _assemble(source, layout, {"train": part}, classes, None, unknown_labels=True)
-    return dataset.train
+    return _to_predict(source, layout, parts[name], trained)
 
 
-def rows_from_arrays(image: Array, audio: Array, image_shape: Sequence[int], audio_shape: Sequence[int]) -> Split:
+def rows_from_arrays(image: Array, audio: Array, trained: Trained) -> Split:
     """Rows without labels out of two arrays in any form that a file may have. Raises `DataError`."""
-    if len(image) != len(audio):
-        raise DataError(f"audio: {len(audio)} rows, but image has {len(image)}")
-    arrays = [_numeric(np.ascontiguousarray(array), name) for array, name in ((image, "image"), (audio, "audio"))]
-    part = _shaped(Part(arrays[0], arrays[1], None, ("image", "audio", "no labels")), image_shape, audio_shape)
-    return _assemble("arrays", "arrays", {"train": part}, (), None).train
+    arrays = [numeric(np.ascontiguousarray(array), name) for array, name in ((image, "image"), (audio, "audio"))]
+    if len(arrays[0]) != len(arrays[1]):
+        raise DataError(f"audio: {len(arrays[1])} rows, but image has {len(arrays[0])}")
+    return _to_predict("arrays", "arrays", Part(arrays[0], arrays[1], None, ("image", "audio", "no labels")), trained)
+
+
+def _to_predict(source: str, layout: str, part: Part, trained: Trained) -> Split:
+    shapes = trained.shapes
+    try:
+        part = _shaped(part, shapes.image, shapes.audio)
+    except DataError as error:
+        by = ["x".join(map(str, shape)) for shape in (shapes.image, shapes.audio)]
+        raise DataError(f"{error}; the model was trained on images of {by[0]} and audio of {by[1]}") from None
+    dataset = _assemble(source, layout, {"train": part}, trained.classes, None, unknown_labels=True)
+    scale = scale_as_trained(trained.pixels, part.image, dataset.pixels.low, dataset.pixels.high)
+    return replace(dataset.train, image_scale=scale)
 
 
 def _read(source: str) -> tuple[str, dict[str, Part]]:
@@ -183,7 +174,7 @@ def _part(folder: Path, layout: Layout, split: str) -> Part | None:
     for name in (image, audio, *([label] if split == "train" and label else [])):
         if not (folder / name).exists():
             raise DataError(f"{folder / name}: this file is missing; the {layout.name} layout needs it")
-    images, sounds = _load(folder / image), _load(folder / audio)
+    images, sounds = load_array(folder / image), load_array(folder / audio)
     labels = read_labels(folder / label) if label and (folder / label).exists() else None
     names = (str(folder / image), str(folder / audio), str(folder / (label or "no labels")))
     for other, name in ((sounds, names[1]), (labels, names[2])):
@@ -194,71 +185,12 @@ def _part(folder: Path, layout: Layout, split: str) -> Part | None:
     return Part(images, sounds, labels, names)
 
 
-def _load(path: Path) -> Array:
-    """A memory-mapped array: pages are read on demand and shared by all processes."""
-    try:
-        # "c": torch refuses to wrap read-only memory; nothing is ever written, so nothing is ever copied
-        array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a NumPy array of numbers: {error}") from None
-    return _numeric(array, str(path))
-
-
-def _numeric(array: Array, name: str) -> Array:
-    """The array in a type that torch has."""
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{name}: holds {array.dtype}, but numbers are needed")
-    if array.ndim == 0:
-        raise DataError(f"{name}: holds a single number, but rows are needed")
-    native = array.dtype.newbyteorder("=")
-    if native != array.dtype or array.dtype.name in ("uint16", "uint32", "uint64", "longdouble", "float128"):
-        # torch has no such type: the one case in which rows are copied
-        return array.astype(np.float32)
-    return array
-
-
 def _shaped(part: Part, image_shape: Sequence[int] | None, audio_shape: Sequence[int] | None) -> Part:
-    image, audio = part.image, part.audio
-    if image_shape is not None:
-        image = _reshaped(image, (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape), part.names[0])
-    elif image.ndim == 2:
-        side = math.isqrt(image.shape[1])
-        if side * side != image.shape[1] or side == 0:
-            raise DataError(
-                f"{part.names[0]}: a row has {image.shape[1]} values, which is not a square image; "
-                "set image_shape = [height, width] in [data]"
-            )
-        image = image.reshape(-1, 1, side, side)
-    elif image.ndim == 3:
-        image = image[:, None]
-    elif image.ndim == 4 and image.shape[3] in (1, 3, 4) and image.shape[1] not in (1, 3, 4):
-        image = image.transpose(0, 3, 1, 2)
-    elif image.ndim != 4:
-        raise DataError(
-            f"{part.names[0]}: its shape is {image.shape}; allowed are (N, pixels), (N, height, width), "
-            "(N, height, width, channels) and (N, channels, height, width)"
-        )
-    if audio_shape is not None:
-        audio = _reshaped(audio, tuple(audio_shape), part.names[1])
-    elif audio.ndim == 2:
-        width = audio.shape[1]
-        audio = audio.reshape(len(audio), -1, COEFFICIENTS if width and width % COEFFICIENTS == 0 else 1)
-    elif audio.ndim != 3:
-        raise DataError(
-            f"{part.names[1]}: its shape is {audio.shape}; allowed are (N, values) and (N, frames, coefficients)"
-        )
-    for array, name in ((image, part.names[0]), (audio, part.names[1])):
-        if 0 in array.shape[1:]:
-            raise DataError(f"{name}: its rows are empty: its shape is {array.shape}")
-    return replace(part, image=image, audio=audio)
-
-
-def _reshaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
-    if math.prod(array.shape[1:]) != math.prod(shape):
-        raise DataError(
-            f"{name}: a row has the shape {array.shape[1:]}, which cannot be read as {'x'.join(map(str, shape))}"
-        )
-    return array.reshape(-1, *shape)
+    return replace(
+        part,
+        image=shape_images(part.image, image_shape, part.names[0]),
+        audio=shape_audio(part.audio, audio_shape, part.names[1]),
+    )
 
 
 def _assemble(
@@ -272,23 +204,22 @@ def _assemble(
 ) -> Dataset:
     """Check every value once, find the pixel range, and map labels to class indices."""
     seen = {
-        name: (_inspect(p.image, p.names[0], cache), _inspect(p.audio, p.names[1], cache)) for name, p in parts.items()
+        name: (inspect(p.image, p.names[0], cache), inspect(p.audio, p.names[1], cache)) for name, p in parts.items()
     }
-    shapes = {name: (part.image.shape[1:], part.audio.shape[1:]) for name, part in parts.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(
-            f"{parts['test'].names[0]}: test rows have shapes {shapes['test']}, training rows {shapes['train']}"
-        )
-    low = min(image.low for image, _ in seen.values())
-    high = max(image.high for image, _ in seen.values())
-    scale = _pixel_scale(parts["train"].image.dtype, low, high)
+    for kind in (0, 1):
+        rows = {name: (part.image, part.audio)[kind].shape[1:] for name, part in parts.items()}
+        if len(set(rows.values())) > 1:
+            where = parts["test"].names[kind]
+            raise DataError(f"{where}: its rows have the shape {rows['test']}, those of train {rows['train']}")
+    low, high = min(image.low for image, _ in seen.values()), max(image.high for image, _ in seen.values())
+    pixels = Pixels(low, high, pixel_scale(low, high))
     splits = {
         name: Split(
             part.image,
             part.audio,
             None if part.labels is None else _class_index(part, classes, unknown_labels),
             np.arange(len(part.image)),
-            scale,
+            pixels.scale,
         )
         for name, part in parts.items()
     }
@@ -299,21 +230,10 @@ def _assemble(
         test=splits.get("test"),
         classes=tuple(classes),
         digests={name: (image.digest, audio.digest) for name, (image, audio) in seen.items()},
-        ranges={
-            "image": (low, high),
-            "audio": (min(audio.low for _, audio in seen.values()), max(audio.high for _, audio in seen.values())),
-        },
+        pixels=pixels,
+        audio_range=(min(audio.low for _, audio in seen.values()), max(audio.high for _, audio in seen.values())),
         competition=layout == "kaggle" and "test" in parts,
     )
-
-
-def _pixel_scale(dtype: np.dtype[np.generic], low: float, high: float) -> float:
-    """What brings pixels to 0-1; 1 where they are there already, or have no such range."""
-    if low < 0 or high <= 1:
-        return 1.0
-    if high <= 255:
-        return 1 / 255
-    return 1 / 65535 if high <= 65535 and dtype.kind in "iu" else 1 / high
 
 
 def _class_index(part: Part, classes: Sequence[str], unknown_labels: bool) -> Index | None:
@@ -329,42 +249,3 @@ def _class_index(part: Part, classes: Sequence[str], unknown_labels: bool) -> In
             f"{part.names[2]}: row {wrong[0]} has the label {labels[wrong[0]]}, which no training row has ({listed})"
         )
     return index.astype(np.int64)
-
-
-def _inspect(array: Array, name: str, cache: Path | None) -> _Inspection:
-    """One pass over an array: range, digest of each row, and an error that names the first row that is not finite."""
-    entry = _cache_entry(name, cache)
-    if entry is not None and entry.exists():
-        with np.load(entry) as held:
-            if len(held["digest"]) == len(array):
-                return _Inspection(float(held["low"]), float(held["high"]), held["digest"])
-    low, high = math.inf, -math.inf
-    digests = bytearray()
-    for start in range(0, len(array), CHUNK_ROWS):
-        chunk = np.ascontiguousarray(array[start : start + CHUNK_ROWS]).reshape(min(CHUNK_ROWS, len(array) - start), -1)
-        if chunk.dtype.kind == "f":
-            finite = np.isfinite(chunk).all(1)
-            if not finite.all():
-                raise DataError(
-                    f"{name}: row {start + int(np.argmin(finite))} holds a value that is not a finite number"
-                )
-        low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
-        width = chunk.shape[1] * chunk.itemsize
-        view = memoryview(chunk.tobytes())
-        for offset in range(0, len(view), width):
-            digests += hashlib.blake2b(view[offset : offset + width], digest_size=8).digest()
-    found = _Inspection(low, high, np.frombuffer(bytes(digests), dtype="<i8").astype(np.int64))
-    if entry is not None:
-        with replacing(entry) as temporary:
-            np.savez(temporary, low=found.low, high=found.high, digest=found.digest)
-    return found
-
-
-def _cache_entry(name: str, cache: Path | None) -> Path | None:
-    """The cached pass over a file, by its path, size and time of change; None for what is not a file."""
-    path = Path(name)
-    if cache is None or not path.is_file():
-        return None
-    held = path.stat()
-    key = f"{path.resolve()}|{held.st_size}|{held.st_mtime_ns}"
-    return cache / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.npz"

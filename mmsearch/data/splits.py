@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from mmsearch.data.dataset import Dataset, Index, Split
 from mmsearch.errors import DataError
@@ -62,9 +61,13 @@ def some(split: Split, count: int, seed: int) -> Split:
     """`count` of a split's rows, with the split's balance of classes."""
     if count >= len(split):
         return split
-    share = count / len(split)
-    part = assign(split.labels, np.arange(len(split)), (share, 1 - share), _generator(seed, 2))
-    return split.only(split.rows[part == 0])
+    rng, labels = _generator(seed, 2), split.labels
+    totals = np.bincount(labels)
+    exact = totals * count / len(split)
+    taken = exact.astype(np.int64)
+    taken[np.argsort(taken - exact, kind="stable")[: count - taken.sum()]] += 1  # the largest remainders
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:number] for label, number in enumerate(taken)]
+    return split.only(split.rows[np.concatenate(chosen)])
 
 
 def _generator(seed: int, purpose: int) -> np.random.Generator:
@@ -72,9 +75,13 @@ def _generator(seed: int, purpose: int) -> np.random.Generator:
 
 
 def _check(dataset: Dataset, fitted: Split, held_out: Split, what: str, fraction: float) -> None:
-    if not len(fitted) or not len(held_out):
-        size: npt.NDArray[np.int64] = np.bincount(dataset.groups[dataset.train.rows])
-        raise DataError(
-            f"{dataset.source}: no {what} split of {fraction:g} is possible: identical images or recordings link "
-            f"{size.max()} of the {len(dataset.train)} training rows into one group, which must not be torn apart"
+    if len(fitted) and len(held_out):
+        return
+    largest, rows = int(np.bincount(dataset.groups[dataset.train.rows]).max()), len(dataset.train)
+    reason = f"{rows} training rows are too few"
+    if largest > 1:
+        reason = (
+            f"identical images or recordings link {largest} of the {rows} training rows into one group, "
+            "which must not be torn apart"
         )
+    raise DataError(f"{dataset.source}: no {what} split of {fraction:g} is possible: {reason}")

@@ -15,7 +15,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
-from mmsearch.data.dataset import Array, Shapes, Split
+from mmsearch.data.dataset import Array, Pixels, Shapes, Split, Trained
 from mmsearch.data.sources import rows_from_arrays
 from mmsearch.errors import BundleError
 from mmsearch.hyperparameters import TABLE, Hyperparameters
@@ -28,13 +28,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with its hyperparameters, input shapes and class names."""
+    """A trained model with its hyperparameters and what it was trained on."""
 
     model: MultimodalClassifier
     hyperparameters: Hyperparameters
-    shapes: Shapes
-    classes: tuple[str, ...]
+    trained: Trained
     folder: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self.trained.classes
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -47,7 +51,7 @@ class Bundle:
 
         Raises `DataError` where their shapes are not the model's.
         """
-        split = rows_from_arrays(np.asarray(image), np.asarray(audio), self.shapes.image, self.shapes.audio)
+        split = rows_from_arrays(np.asarray(image), np.asarray(audio), self.trained)
         return self.probabilities(split, device)
 
     def probabilities(self, split: Split, device: torch.device | None = None) -> npt.NDArray[np.float32]:
@@ -66,10 +70,7 @@ class Bundle:
             paths.config,
             "# What rebuilds the model; `mmsearch predict` reads it.\n"
             + _table("bundle", {"format": FORMAT})
-            + _table(
-                "model",
-                {"image_shape": self.shapes.image, "audio_shape": self.shapes.audio, "classes": self.classes},
-            )
+            + _table("trained_on", _describe(self.trained))
             + _table("hyperparameters", self.hyperparameters),
         )
 
@@ -82,21 +83,35 @@ class Bundle:
             held = tomllib.loads(paths.config.read_text(encoding="utf-8"))
             if held["bundle"]["format"] != FORMAT:
                 raise BundleError(f"{paths.config}: made by another version: its format is not {FORMAT}")
-            model_section = held["model"]
-            shapes = Shapes(
-                tuple(model_section["image_shape"]), tuple(model_section["audio_shape"]), len(model_section["classes"])
-            )
+            trained = _trained(held["trained_on"])
             hyperparameters = Hyperparameters(
                 {name: TABLE[name].check(value) for name, value in held["hyperparameters"].items()}
             )
-            model = build_model(hyperparameters, shapes)
+            model = build_model(hyperparameters, trained.shapes)
             model.load_state_dict(load_file(paths.weights))
         except FileNotFoundError as error:
             missing = error.filename or paths.weights
             raise BundleError(f"{missing}: no such file; a bundle is a folder that retrain-best made") from None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise BundleError(f"{folder}: not a bundle, or damaged: {str(error).splitlines()[0]}") from None
-        return Bundle(model, hyperparameters, shapes, tuple(model_section["classes"]), folder)
+        return Bundle(model, hyperparameters, trained, folder)
+
+
+def _describe(trained: Trained) -> dict[str, Any]:
+    shapes, pixels = trained.shapes, trained.pixels
+    return {
+        "classes": trained.classes,
+        "image_shape": shapes.image,
+        "audio_shape": shapes.audio,
+        "pixels": (pixels.low, pixels.high),
+        "pixel_scale": pixels.scale,
+    }
+
+
+def _trained(held: Mapping[str, Any]) -> Trained:
+    shapes = Shapes(tuple(held["image_shape"]), tuple(held["audio_shape"]), len(held["classes"]))
+    low, high = held["pixels"]
+    return Trained(shapes, tuple(held["classes"]), Pixels(low, high, held["pixel_scale"]))
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:

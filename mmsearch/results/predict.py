@@ -43,5 +43,5 @@ def known_labels(split: Split) -> Index | None:
 
 def predict(bundle: Bundle, source: str, split: str | None = None) -> str:
     """The predictions of a data set's test rows (or of its training rows, where there is no test split), as CSV."""
-    rows = load_rows(source, split, bundle.shapes.image, bundle.shapes.audio, bundle.classes)
+    rows = load_rows(source, split, bundle.trained)
     return predictions_csv(bundle.classes, bundle.probabilities(rows), rows.rows, known_labels(rows))

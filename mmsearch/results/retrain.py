@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from optuna.trial import FrozenTrial
 from sklearn.metrics import classification_report
 
 from mmsearch.config import StudyConfig
@@ -34,6 +33,9 @@ from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.training.device import choose_device
 from mmsearch.training.fit import EpochResult, fit, predict_logits, seed_everything
 from mmsearch.training.metrics import accuracy, macro_f1
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 SAME_WITHIN = 1e-5  # between a probability before saving and after loading
 
@@ -93,7 +95,7 @@ def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Calla
     seconds = time.perf_counter() - started
     building = config.paths.retrained / f".{secrets.token_hex(4)}"
     try:
-        bundle = Bundle(model, hyperparameters, dataset.shapes, dataset.classes, building)
+        bundle = Bundle(model, hyperparameters, dataset.trained, building)
         bundle.save(building)
         metrics = _describe(opened, plan, dataset, bundle, found, device, seconds)
         write_text(BundlePaths(building).metrics, json.dumps(metrics, indent=2) + "\n")
@@ -105,7 +107,7 @@ def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Calla
         shutil.rmtree(building, ignore_errors=True)
     score = (metrics["test"] or metrics["training"])["macro_f1"]
     opened.optuna.set_user_attr("retrained", {"trial": trial.number, "macro_f1": score, "folder": str(folder)})
-    return Bundle(bundle.model, hyperparameters, bundle.shapes, bundle.classes, folder)
+    return Bundle(model, hyperparameters, dataset.trained, folder)
 
 
 def _write_predictions(bundle: Bundle, dataset: Dataset, test: Split, device: torch.device) -> None:

@@ -124,6 +124,8 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     progress.note(f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)} on {cores()} cores")
     if workers > cores():
         progress.note(f"{workers} workers on {cores()} cores will wait for each other; --workers {cores()} is faster")
+    for name in config.dimensions.unused():
+        progress.note(f'"{name}" in [space] applies to no configuration of it, and is not used')
     for note in notes:
         progress.note(note)
     if total < config.study.trials:

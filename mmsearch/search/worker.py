@@ -103,15 +103,14 @@ def _follow_launcher(stop: Stop) -> None:
 def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     """Work on the study until it has its total, or until asked to stop."""
     import optuna
-    import torch
 
     from mmsearch.data.sources import load_dataset
     from mmsearch.search.objective import Objective
     from mmsearch.search.study import count, open_study, this_process
-    from mmsearch.training.device import choose_device
+    from mmsearch.training.device import choose_device, use_threads
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(orders.threads)
+    use_threads(orders.threads)
     config = orders.config
     device = choose_device(config.search.device, orders.index)
     dataset = load_dataset(config)

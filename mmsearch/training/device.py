@@ -7,6 +7,11 @@ import torch
 from mmsearch.errors import MmsearchError
 
 
+def use_threads(threads: int) -> None:
+    """Train with so many threads of this process; the results depend on their number."""
+    torch.set_num_threads(threads)
+
+
 def choose_device(wanted: str, index: int = 0) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`; worker number `index` takes its turn among the GPUs.
 
