@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +39,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; ove
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of to standard output.")]
 
 
-READERS = ("dashboard", "export", "status")  # commands that read the study and need no data
+# The options of commands that only read a study, and of those that need its data too.
+READING = ("--storage", "--study-name")
+RETRAINING = (*READING, "--data", "--seed", "--device")
 
 
 class Format(StrEnum):
@@ -59,44 +60,12 @@ class Order(StrEnum):
     BEST = "best"
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The study that a command is about: its file and what the command line laid over it."""
+def _config(study: Path, **options: Any) -> StudyConfig:
+    """The study that a command is about: its file, and what the command line lays over it."""
+    from mmsearch.config import OPTIONS, load_config
 
-    file: Path
-    options: dict[str, Any]
-
-    @property
-    def config(self) -> StudyConfig:
-        from mmsearch.config import load_config
-
-        keys = {
-            "data": "data.source",
-            "storage": "study.storage",
-            "study-name": "study.name",
-            "seed": "study.seed",
-            "device": "search.device",
-            "trials": "study.trials",
-        }
-        return load_config(self.file, {keys[name]: value for name, value in self.options.items()})
-
-    def command(self, verb: str) -> str:
-        """A command on the same study, as the user would type it; a password is never shown."""
-        words = ["mmsearch", verb]
-        if self.file != DEFAULT_STUDY:
-            words.append(str(self.file))
-        for name, value in self.options.items():
-            if value is not None and (name in ("storage", "study-name") or verb not in READERS):
-                if name == "storage":
-                    from mmsearch.search.storage import hide_password
-
-                    value = hide_password(value)
-                words += [f"--{name}", str(value)]
-        return shlex.join(words)
-
-
-def _subject(file: Path, **options: Any) -> _Subject:
-    return _Subject(file, {name.replace("_", "-"): value for name, value in options.items()})
+    keys = {OPTIONS[f"--{name.replace('_', '-')}"]: value for name, value in options.items()}
+    return load_config(study, keys)
 
 
 @app.command()
@@ -139,9 +108,7 @@ def launch(
     device: Device = None,
 ) -> None:
     """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
-    subject = _subject(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device)
-    searched = _subject(study, **{**_plain(subject), "trials": trials})
-    config = searched.config
+    config = _config(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device, trials=trials)
     from mmsearch.search.launcher import Interrupted
     from mmsearch.search.launcher import launch as run
 
@@ -149,21 +116,23 @@ def launch(
     try:
         summary = run(config, workers=workers, progress=progress)
     except Interrupted as error:
-        again = searched.command("launch") + (f" --workers {workers}" if workers else "")
+        again = config.command("launch") + (f" --workers {workers}" if workers else "")
         raise Interrupted(error.signum, again) from None
     finally:
         progress.close()
     _print_summary(config, summary)
     _say("next:")
-    for verb in ("dashboard", "retrain-best", "export"):
-        _say(f"  {subject.command(verb)}")
+    _say(f"  {config.command('dashboard', READING)}")
+    _say(f"  {config.command('retrain-best', RETRAINING)}")
+    _say(f"  {config.command('export', READING)}")
 
 
 @app.command()
 def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
     """Print how a search stands, from any terminal, while it runs or after."""
-    config = _subject(study, storage=storage, study_name=study_name).config
-    from mmsearch.search.storage import OWNER, hide_password
+    config = _config(study, storage=storage, study_name=study_name)
+    from mmsearch.config import hide_password
+    from mmsearch.search.storage import OWNER
     from mmsearch.search.study import count, open_study
 
     with open_study(config) as opened:
@@ -196,7 +165,7 @@ def dashboard(
     """Browse the study in optuna-dashboard until Ctrl-C."""
     import os
 
-    config = _subject(study, storage=storage, study_name=study_name).config
+    config = _config(study, storage=storage, study_name=study_name)
     from mmsearch.search.dashboard import PASSWORD_VARIABLE, serve
 
     serve(
@@ -214,7 +183,7 @@ def retrain_best(
     device: Device = None,
 ) -> None:
     """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
-    config = _subject(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device).config
+    config = _config(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device)
     from mmsearch.results.retrain import retrain_best as run
     from mmsearch.search.launcher import cores
     from mmsearch.training.device import use_threads
@@ -267,7 +236,7 @@ def export(
 ) -> None:
     """Print the trial table: number, state, value, duration, epochs and every parameter."""
     _must_be_writable(out)
-    config = _subject(study, storage=storage, study_name=study_name).config
+    config = _config(study, storage=storage, study_name=study_name)
     from mmsearch.results.tables import render_table, trial_rows
     from mmsearch.search.study import open_study
 
@@ -351,10 +320,6 @@ class _Epochs:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def _plain(subject: _Subject) -> dict[str, Any]:
-    return {name.replace("-", "_"): value for name, value in subject.options.items()}
 
 
 def _progress(config: StudyConfig) -> Progress:

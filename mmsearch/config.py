@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +30,7 @@ from mmsearch.hyperparameters import (
     nearest,
     show,
 )
-from mmsearch.paths import RESERVED_NAMES, StoragePaths, StudyPaths
+from mmsearch.paths import DEFAULT_STUDY, RESERVED_NAMES, StoragePaths, StudyPaths
 
 Metric = Literal["macro_f1", "accuracy", "loss"]
 Size = Annotated[int, Field(ge=1)]
@@ -41,6 +43,17 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("MMSEARCH_DATA", "data.source"),
     ("MMSEARCH_DEVICE", "search.device"),
 )
+
+
+# What the command line lays over a study file: its option and the key.
+OPTIONS: Mapping[str, str] = {
+    "--data": "data.source",
+    "--storage": "study.storage",
+    "--study-name": "study.name",
+    "--seed": "study.seed",
+    "--device": "search.device",
+    "--trials": "study.trials",
+}
 
 
 class _Section(BaseModel):
@@ -93,6 +106,7 @@ class StudyConfig(_Section):
     )
 
     file: str
+    overrides: dict[str, Any] = {}
     study: StudySection
     data: DataSection = DataSection()
     search: SearchSection = SearchSection()
@@ -142,6 +156,20 @@ class StudyConfig(_Section):
     def direction(self) -> Literal["maximize", "minimize"]:
         """Whether a greater or a smaller value of the leading metric is better."""
         return "minimize" if self.metric == "loss" else "maximize"
+
+    def command(self, verb: str, options: Collection[str] = OPTIONS) -> str:
+        """A command on this study as its user would type it, with the `options` that were laid over the file.
+
+        A password is never shown.
+        """
+        words = ["mmsearch", verb]
+        if Path(self.file) != DEFAULT_STUDY:
+            words.append(self.file)
+        for option, key in OPTIONS.items():
+            if option in options and key in self.overrides:
+                text = str(self.overrides[key])
+                words += [option, hide_password(text) if key == "study.storage" else text]
+        return shlex.join(words)
 
     @property
     def storage_paths(self) -> StoragePaths:
@@ -196,11 +224,12 @@ def load_config(
     for section in (study, data):  # TOML has lists only
         section.update({key: tuple(node) for key, node in section.items() if isinstance(node, list)})
     try:
-        config = StudyConfig(file=str(path), **tree)
+        raw = {key: value for key, (value, _) in given.items()}
+        config = StudyConfig(file=str(path), overrides=raw, **tree)
     except ValidationError as error:
         raise StudyFileError(_sentence(error.errors()[0], tree, str(path), origins)) from None
-    except TypeError:  # a top-level table called "file"
-        raise StudyFileError(f'{path}: "file" is not a section of a study file') from None
+    except TypeError:  # a top-level table that is called as one of ours
+        raise StudyFileError(f'{path}: "file" and "overrides" are no sections of a study file') from None
     _ = config.dimensions, config.configurations  # read now, so that whatever is wrong is said now
     _check_search(config)
     return config
@@ -255,6 +284,11 @@ def _storage_url(text: str, base: Path, label: str) -> str:
     if dialect in ("postgresql", "postgres"):
         return f"postgresql+{scheme.partition('+')[2] or 'psycopg'}://{rest}"
     raise StudyFileError(f'{label}: "{scheme}" is not offered; allowed are sqlite and postgresql')
+
+
+def hide_password(url: str) -> str:
+    """A storage URL as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -370,7 +404,8 @@ def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[s
     where = f"{origins[f'{section}.{name}']}: {key}" if f"{section}.{name}" in origins else f"{file}: {key}"
     if error["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {"study": StudySection, "data": DataSection, "search": SearchSection}
-        known = [f for f in StudyConfig.model_fields if f != "file"] if not name else list(models[section].model_fields)
+        ours = [f for f in StudyConfig.model_fields if f not in ("file", "overrides")]
+        known = ours if not name else list(models[section].model_fields)
         what = "a key of this section" if name else "a section of a study file"
         return f"{where} is not {what}{nearest(name or section, known)}; allowed are {', '.join(known)}"
     if name.endswith("_shape"):
@@ -379,8 +414,8 @@ def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[s
     if error["type"] == "missing":
         return f"{where} is missing"
     allowed = error["msg"].replace("'", '"')
-    for ours, theirs in (("must be", "Input should be"), ("must", "Tuple should"), ("a list", "a valid tuple")):
-        allowed = allowed.replace(theirs, ours)
+    for here, theirs in (("must be", "Input should be"), ("must", "Tuple should"), ("a list", "a valid tuple")):
+        allowed = allowed.replace(theirs, here)
     allowed = allowed.replace("a valid dictionary", "a table").replace(" after validation", "")
     if "valid integer" in allowed:
         allowed = "must be a whole number"

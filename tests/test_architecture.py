@@ -35,7 +35,6 @@ FLOOR = {name: -height for height, names in enumerate(FLOORS) for name in names}
 # All that imports both Optuna and torch, anywhere. Meant for search/objective.py alone; the others, and why:
 BOTH = {
     "search.objective",
-    "search.worker",  # in its functions, torch only for the number of threads
     "results.retrain",  # Optuna only for the type of a trial
 }
 

@@ -44,7 +44,7 @@ ENCODERS = '[space]\n"image.encoder" = ["cnn", "mlp"]\n'
 WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "key": ("[study]\ntrails = 5", ("[study] trails", 'did you mean "trials"?', "seed, folder, storage")),
     "section": ("[serach]\npatience = 3", ("[serach]", 'did you mean "search"?', "study, data, search, space")),
-    "section called file": ("[file]\nx = 1", ('"file" is not a section',)),
+    "section called file": ("[file]\nx = 1", ('"file" and "overrides" are no sections',)),
     "space no table": ("space = 3", ("[space] = 3 must be a table",)),
     "parameter": ('[space]\n"image.cnn.filter_1" = 8', ('"image.cnn.filter_1"', 'did you mean "image.cnn.filters_1"?')),
     "parameter in a table": ("[space.optimizer]\nlrr = 1", ('"optimizer.lrr"', 'did you mean "optimizer.lr"?')),
@@ -81,7 +81,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "storage in memory": ('[study]\nstorage = "sqlite:///:memory:"', ("[study] storage", "must name a SQLite file")),
     "fraction": ("[data]\nfraction = 1.0", ("[data] fraction = 1", "less than 1")),
     "image shape too short": ("[data]\nimage_shape = [28]", ("[data] image_shape = [28]",)),
-    "image shape too long": ("[data]\nimage_shape = [2, 2, 2, 2]", ("[data] image_shape = [2, 2, 2, 2]", "[channels, height, width]")),
+    "image shape too long": ("[data]\nimage_shape = [2, 2, 2, 2]", ("= [2, 2, 2, 2]", "[channels, height, width]")),
     "audio shape too short": ("[data]\naudio_shape = [39]", ("[data] audio_shape = [39]", "[frames, coefficients]")),
     "sampler": ('[search]\nsampler = "cmaes"', ('[search] sampler = "cmaes"', '"tpe", "random" or "grid"')),
     "device": ('[search]\ndevice = "gpu"', ('[search] device = "gpu"', '"auto", "cpu", "cuda" or "cuda:N"')),

@@ -18,8 +18,9 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 
+from mmsearch.config import hide_password
 from mmsearch.errors import BudgetExhausted, StorageError, UsageError
-from mmsearch.search.storage import OWNER, SLOT, Storage, creation_lock, hide_password, open_storage
+from mmsearch.search.storage import OWNER, SLOT, Storage, creation_lock, open_storage
 
 
 @pytest.fixture

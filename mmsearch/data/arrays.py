@@ -100,7 +100,7 @@ def pixel_scale(low: float, high: float) -> float:
     """What brings pixels to 0-1; 1 where they are there already, or have no such range."""
     if low < 0 or high <= 1:
         return 1.0
-    return next((1 / top for top in (255, 65535) if high <= top), 1 / high)
+    return 1 / max(255.0, high)
 
 
 def scale_as_trained(trained: Pixels, array: Array, low: float, high: float) -> float:

@@ -61,7 +61,8 @@ def _from_csv(path: Path) -> Index:
                 try:
                     row_id, label = _whole_number(row[at_id]), _whole_number(row[at_label])
                 except (ValueError, IndexError):
-                    raise DataError(f"{path}: line {line} is not a row_id and a label, both whole numbers") from None
+                    held = ",".join(row)
+                    raise DataError(f"{path}: line {line} is {held}, not two whole numbers up to {GREATEST}") from None
                 if row_id in found:
                     raise DataError(f"{path}: line {line} repeats the row_id {row_id}")
                 found[row_id] = label

@@ -21,14 +21,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from mmsearch.config import StudyConfig
+from mmsearch.config import StudyConfig, hide_password
 from mmsearch.data.sources import load_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import MmsearchError, NoCompletedTrial, SearchFailed
-from mmsearch.hyperparameters import show
 from mmsearch.paths import write_text
 from mmsearch.search.progress import Event, Progress, Snapshot, WorkerView
-from mmsearch.search.storage import hide_password
 from mmsearch.search.study import Counts, OpenStudy, count, create_study, died_here, new_worker_name, total_of
 from mmsearch.search.worker import Orders
 
@@ -97,6 +95,11 @@ def cores() -> int:
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         found = min(found, max(1, int(quota) // int(period)))
+    with contextlib.suppress(OSError, ValueError):  # the same in version 1, where -1 stands for no limit
+        old = Path("/sys/fs/cgroup/cpu")
+        limit = [int((old / f"cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period")]
+        if limit[0] > 0:
+            found = min(found, max(1, limit[0] // limit[1]))
     return found
 
 
@@ -121,9 +124,11 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
         f"data {dataset.source} ({dataset.layout}): {len(train)} rows train, {len(valid)} validate, "
         f"{len(dataset.test) if dataset.test else 0} test (not used here); {len(dataset.classes)} classes"
     )
-    progress.note(f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)} on {cores()} cores")
-    if workers > cores():
-        progress.note(f"{workers} workers on {cores()} cores will wait for each other; --workers {cores()} is faster")
+    available = cores()
+    w, t, c = (_plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
+    progress.note(f"{w} of {t} on {c}")
+    if workers > available:
+        progress.note(f"{w} on {c} will wait for each other; --workers {available} is faster")
     for name in config.dimensions.unused():
         progress.note(f'"{name}" in [space] applies to no configuration of it, and is not used')
     for note in notes:
@@ -145,6 +150,10 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     if summary.best is None:
         raise NoCompletedTrial(f"study {config.study.name}: all trials were pruned or failed; none is complete")
     return summary
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _search(opened: OpenStudy, state: _State, progress: Progress, orders: Orders, workers: int, started: float) -> None:
@@ -357,15 +366,8 @@ def _summary(opened: OpenStudy, state: _State, total: int, started: float) -> Su
 
 
 def _keep_study_file(config: StudyConfig) -> None:
-    """A copy of the study file beside what it led to, headed by what the command line may have laid over it."""
-    laid_over = {
-        "study.trials": config.study.trials,
-        "study.seed": config.study.seed,
-        "data.source": config.data.source,
-        "search.device": config.search.device,
-    }
-    head = ", ".join(f"{key} = {show(value)}" for key, value in laid_over.items())
-    write_text(config.paths.study_file, f"# {config.file}, run with {head}\n" + Path(config.file).read_text("utf-8"))
+    """A copy of the study file beside what it led to, headed by the command that ran it."""
+    write_text(config.paths.study_file, f"# {config.command('launch')}\n" + Path(config.file).read_text("utf-8"))
 
 
 def _save_note(opened: OpenStudy) -> None:

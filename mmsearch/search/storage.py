@@ -30,6 +30,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.orm import Session
 
+from mmsearch.config import hide_password
 from mmsearch.errors import BudgetExhausted, StorageError, UsageError
 
 OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last
@@ -56,7 +57,12 @@ class Storage(RDBStorage):
         self.slots: int | None = None
         sqlite = url.startswith("sqlite")
         engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
-        super().__init__(url, engine_kwargs=engine, skip_table_creation=not create)
+        try:
+            super().__init__(url, engine_kwargs=engine, skip_table_creation=not create)
+        except BaseException:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
         if sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             self.engine.dispose()  # connections that were made before the listener was
@@ -250,31 +256,35 @@ def open_storage(url: str, *, create: bool = False) -> Storage:
         raise StorageError(f"{path}: there is no study yet; `mmsearch launch` makes one")
     try:
         return Storage(url, create=create)
-    except ImportError:
-        raise UsageError(
-            f"{hide_password(url)}: the database's driver is not installed; pip install 'mmsearch[postgres]' brings it"
-        ) from None
-    except sa.exc.ArgumentError:
-        raise UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name") from None
+    except (ImportError, sa.exc.ArgumentError) as error:
+        raise _url_error(url, error) from None
     except (sa.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        if not create and isinstance(_cause(error), sa.exc.ProgrammingError):  # it has no tables
+            raise StorageError(f"{hide_password(url)}: there is no study yet; `mmsearch launch` makes one") from None
         raise storage_error(url, error) from None
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
     """What a database error means to the user, in one sentence and without a password."""
-    cause = error
-    while not isinstance(cause, sa.exc.DBAPIError) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = str(getattr(cause, "orig", None) or cause).strip().splitlines()
-    return StorageError(f"{hide_password(url)}: {text[-1] if text else type(error).__name__}")
+    cause = _cause(error)
+    text = str(getattr(cause, "orig", None) or cause)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return StorageError(f"{hide_password(url)}: {lines[0] if lines else type(error).__name__}")
 
 
-def hide_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url.split("://", 1)[0] + "://..."
+def _cause(error: BaseException) -> BaseException:
+    """The database's own error inside one of Optuna's."""
+    while not isinstance(error, sa.exc.DBAPIError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _url_error(url: str, error: Exception) -> UsageError:
+    if isinstance(error, ImportError):
+        return UsageError(
+            f"{hide_password(url)}: the database's driver is not installed; pip install 'mmsearch[postgres]' brings it"
+        )
+    return UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name")
 
 
 @contextmanager
@@ -296,12 +306,8 @@ def creation_lock(url: str) -> Iterator[None]:
     try:
         engine = sa.create_engine(url, poolclass=sa.NullPool)
         connection = engine.connect()
-    except ImportError:
-        raise UsageError(
-            f"{hide_password(url)}: the database's driver is not installed; pip install 'mmsearch[postgres]' brings it"
-        ) from None
-    except sa.exc.ArgumentError:
-        raise UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name") from None
+    except (ImportError, sa.exc.ArgumentError) as error:
+        raise _url_error(url, error) from None
     except sa.exc.SQLAlchemyError as error:
         raise storage_error(url, error) from None
     with connection:

@@ -17,12 +17,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mmsearch.config import StudyConfig
+from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch
 from mmsearch.hyperparameters import Choices, Range, show
 from mmsearch.search.samplers import build_pruner, build_sampler
 from mmsearch.search.space import grid, varying
-from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, creation_lock, hide_password, open_storage
+from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, creation_lock, open_storage
 
 FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
 TOTAL = "mmsearch:total"
