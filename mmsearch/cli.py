@@ -185,7 +185,7 @@ def retrain_best(
     """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
     config = _config(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device)
     from mmsearch.results.retrain import retrain_best as run
-    from mmsearch.search.launcher import cores
+    from mmsearch.search.machine import cores
     from mmsearch.training.device import use_threads
 
     use_threads(cores())

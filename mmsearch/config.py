@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shlex
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,20 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from mmsearch.errors import StudyFileError
-from mmsearch.hyperparameters import (
-    TABLE,
-    Choices,
-    Dimension,
-    Fixed,
-    Hyperparameters,
-    Parameter,
-    Range,
-    Space,
-    Value,
-    nearest,
-    show,
-)
+from mmsearch.hyperparameters import TABLE, Hyperparameters, nearest, show
 from mmsearch.paths import DEFAULT_STUDY, RESERVED_NAMES, StoragePaths, StudyPaths
+from mmsearch.spaces import Fixed, Range, Space, flatten, parse_dimension
 
 Metric = Literal["macro_f1", "accuracy", "loss"]
 Size = Annotated[int, Field(ge=1)]
@@ -68,7 +55,7 @@ class StudySection(_Section):
     trials: Size = 20
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     folder: str = "../storage"
-    storage: str | None = None
+    storage: Annotated[str | None, Field(repr=False)] = None
 
 
 class DataSection(_Section):
@@ -106,7 +93,7 @@ class StudyConfig(_Section):
     )
 
     file: str
-    overrides: dict[str, Any] = {}
+    overrides: Annotated[dict[str, Any], Field(repr=False)] = {}
     study: StudySection
     data: DataSection = DataSection()
     search: SearchSection = SearchSection()
@@ -129,10 +116,17 @@ class StudyConfig(_Section):
     def dimensions(self) -> Space:
         """The search space; raises `StudyFileError` where `[space]` cannot be read."""
         try:
-            flat = _flatten(self.space)
+            flat = flatten(self.space)
         except ValueError as error:
             raise StudyFileError(f"{self.file}: [space] {error}") from None
-        return Space({name: _dimension(self.file, name, node) for name, node in flat.items()})
+        found = {}
+        for name, node in flat.items():
+            try:
+                found[name] = parse_dimension(name, node)
+            except ValueError as error:
+                glue = " " if name not in TABLE else ": "
+                raise StudyFileError(f'{self.file}: [space] "{name}"{glue}{error}') from None
+        return Space(found)
 
     @cached_property
     def configurations(self) -> tuple[Hyperparameters, ...]:
@@ -140,7 +134,7 @@ class StudyConfig(_Section):
         found = [self.dimensions.configuration({})]
         for position, given in enumerate(self.enqueue):
             try:
-                made = self.dimensions.configuration(_flatten(given))
+                made = self.dimensions.configuration(flatten(given))
             except ValueError as error:
                 raise StudyFileError(f"{self.file}: [[enqueue]] number {position + 1}: {error}") from None
             if made not in found:
@@ -289,97 +283,6 @@ def _storage_url(text: str, base: Path, label: str) -> str:
 def hide_password(url: str) -> str:
     """A storage URL as it may be shown."""
     return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`optimizer.lr = 1` and `"optimizer.lr" = 1` are the same; tables below a known name are ranges."""
-    flat: dict[str, Any] = {}
-    for key, node in tree.items():
-        name = f"{prefix}{key}"
-        nested = isinstance(node, dict) and node and name not in TABLE and not set(node) & {"low", "high", "choices"}
-        for inner, value in (_flatten(node, f"{name}.") if nested else {name: node}).items():
-            if inner in flat:
-                raise ValueError(f'"{inner}" is there twice, once as a quoted name and once in a table')
-            flat[inner] = value
-    return flat
-
-
-def _dimension(file: str, name: str, node: object) -> Dimension:
-    where = f'{file}: [space] "{name}"'
-    if name not in TABLE:
-        raise StudyFileError(f"{where} is not a hyperparameter{nearest(name, TABLE)}")
-    parameter = TABLE[name]
-    try:
-        if isinstance(node, dict):
-            return _choices(parameter, node["choices"], node) if "choices" in node else _range(parameter, node)
-        if isinstance(node, list):
-            return _choices(parameter, node, {"choices": node})
-        return Fixed(parameter.check(node))
-    except ValueError as error:
-        raise StudyFileError(f"{where}: {error}") from None
-
-
-def _choices(parameter: Parameter, options: object, node: dict[str, Any]) -> Dimension:
-    _only_keys(node, ("choices", "default"))
-    if not isinstance(options, list) or not options:
-        raise ValueError("choices must be a list that is not empty")
-    values = tuple(_check_option(parameter, option) for option in options)
-    if len(set(values)) < len(values):
-        raise ValueError("a choice is listed twice")
-    if "default" in node and parameter.check(node["default"]) not in values:
-        raise ValueError(f"the default {show(node['default'])} is not among the choices")
-    default = parameter.check(node.get("default", parameter.default))
-    if default not in values:
-        numbers = not isinstance(default, str | bool)
-        default = min(values, key=lambda v: abs(float(v) - float(default))) if numbers else values[0]
-    return Fixed(values[0]) if len(values) == 1 else Choices(values, default)
-
-
-def _check_option(parameter: Parameter, option: object) -> Value:
-    try:
-        return parameter.check(option)
-    except ValueError as error:
-        known = [str(o) for o in parameter.options]
-        raise ValueError(f"{error}{nearest(str(option), known) if parameter.kind is str else ''}") from None
-
-
-def _range(parameter: Parameter, node: dict[str, Any]) -> Dimension:
-    _only_keys(node, ("low", "high", "log", "step", "default"))
-    if parameter.options:
-        raise ValueError(f"takes a list of choices, not a range: it is {parameter.allowed()}")
-    for key in ("low", "high"):
-        if key not in node:
-            raise ValueError(f"a range needs low and high; {key} is missing")
-    low, high = parameter.check(node["low"]), parameter.check(node["high"])
-    log, step = node.get("log", False), node.get("step")
-    assert isinstance(low, int | float)
-    assert isinstance(high, int | float)
-    if low > high:
-        raise ValueError(f"low = {show(low)} is above high = {show(high)}")
-    if not isinstance(log, bool):
-        raise ValueError(f"log must be true or false, not {show(log)}")
-    if log and step is not None:
-        raise ValueError("log and step exclude each other")
-    if log and low <= 0:
-        raise ValueError(f"a logarithmic range must have low above 0, not {show(low)}")
-    kinds = (int,) if parameter.kind is int else (int, float)
-    if step is not None and (type(step) not in kinds or not 0 < step < math.inf):
-        raise ValueError(f"step must be a {'whole ' if parameter.kind is int else ''}number above 0, not {show(step)}")
-    if step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-6):
-        raise ValueError(f"the range from {show(low)} to {show(high)} is no multiple of step = {show(step)}")
-    whole = parameter.kind is int
-    given = parameter.check(node.get("default", parameter.default))
-    made = Range(low, high, log, step if step is None or whole else float(step), given)
-    if "default" in node and given not in made:
-        raise ValueError(f"the default {show(given)} is not in the range")
-    assert isinstance(given, int | float)
-    return Fixed(low) if low == high else replace(made, default=parameter.kind(made.nearest(given)))
-
-
-def _only_keys(node: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    for key in node:
-        if key not in allowed:
-            raise ValueError(f'"{key}" is not a key of it{nearest(key, allowed)}; allowed are {", ".join(allowed)}')
 
 
 def _check_search(config: StudyConfig) -> None:

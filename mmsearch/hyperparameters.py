@@ -1,4 +1,4 @@
-"""Every hyperparameter: its dotted name, type, limits and default, and where it applies; and the space of a search.
+"""Every hyperparameter: its dotted name, type, limits and default, and where it applies.
 
 A name is used three times, unchanged: in a study file's `[space]`, as the Optuna parameter's name, and (its last part)
 as the keyword argument of the class or function that it configures: `image.cnn.kernel` is `kernel` of the class
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,152 +238,6 @@ class Hyperparameters(Mapping[str, Any]):
             elif name != "depth" or not any(re.fullmatch(r".+_1", other) for other in found):
                 arguments[name] = value
         return arguments
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A parameter that does not vary."""
-
-    value: Value
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; on a logarithmic scale or in steps, not both."""
-
-    low: float
-    high: float
-    log: bool
-    step: float | None
-    default: Value
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is a range of whole numbers."""
-        return isinstance(self.default, int)
-
-    def grid(self) -> list[Value] | None:
-        """Its values, lowest first; None where they are not finitely many."""
-        if self.log:
-            return None
-        if self.whole:
-            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
-        if self.step is None:
-            return None
-        return [self.point(i) for i in range(round((self.high - self.low) / self.step) + 1)]
-
-    def point(self, i: int) -> float:
-        """The number `i` steps above `low`, as it is written: 0.3, not 0.30000000000000004."""
-        assert self.step is not None
-        return min(self.high, round(self.low + i * self.step, 12))
-
-    def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            return False
-        if self.whole and not isinstance(value, int):
-            return False
-        grid = self.grid()
-        return grid is None or any(math.isclose(value, float(point), rel_tol=1e-9, abs_tol=1e-12) for point in grid)
-
-    def nearest(self, value: float) -> Value:
-        """The value of the range that is closest."""
-        inside = min(max(value, self.low), self.high)
-        grid = self.grid()
-        return inside if grid is None else min(grid, key=lambda point: abs(float(point) - inside))
-
-
-@dataclass(frozen=True)
-class Choices:
-    """A list of values without order."""
-
-    options: tuple[Value, ...]
-    default: Value
-
-
-Dimension = Fixed | Range | Choices
-
-
-@dataclass(frozen=True)
-class Space:
-    """The dimensions that a study file names; what it leaves out is fixed at the program's default."""
-
-    dimensions: Mapping[str, Dimension]
-
-    def __getitem__(self, name: str) -> Dimension:
-        return self.dimensions.get(name) or Fixed(TABLE[name].default)
-
-    def walk(self, pick: Callable[[str, Range | Choices], Value]) -> Hyperparameters:
-        """One configuration: down the table, fixed values as they are and `pick` for what varies and applies."""
-        values: dict[str, Value] = {}
-        for name, parameter in TABLE.items():
-            if parameter.applies(values):
-                dimension = self[name]
-                values[name] = dimension.value if isinstance(dimension, Fixed) else pick(name, dimension)
-        return Hyperparameters(values)
-
-    def _reachable(self) -> dict[str, set[Value] | None]:
-        """What applies to some configuration, with the values it can have there; None stands for any number."""
-        found: dict[str, set[Value] | None] = {}
-        for name, parameter in TABLE.items():
-            if any(
-                parent not in found or ((seen := found[parent]) is not None and not seen & set(allowed))
-                for parent, allowed in parameter.requires
-            ):
-                continue
-            dimension = self[name]
-            if isinstance(dimension, Range):
-                found[name] = set(range(int(dimension.low), int(dimension.high) + 1)) if dimension.whole else None
-            else:
-                found[name] = {dimension.value} if isinstance(dimension, Fixed) else set(dimension.options)
-        return found
-
-    def varying(self) -> dict[str, Range | Choices]:
-        """What varies in some configuration, in the table's order."""
-        return {name: d for name in self._reachable() if not isinstance(d := self[name], Fixed)}
-
-    def unused(self) -> list[str]:
-        """What is named but applies to no configuration."""
-        reachable = self._reachable()
-        return [name for name in self.dimensions if name not in reachable]
-
-    def fixed(self) -> dict[str, Value]:
-        """The value of every parameter of the table that does not vary."""
-        return {name: d.value for name in TABLE if isinstance(d := self[name], Fixed)}
-
-    def configuration(self, given: Mapping[str, Value]) -> Hyperparameters:
-        """The configuration with the given values, and defaults elsewhere.
-
-        Raises `ValueError` for a name that is unknown or does not apply, or a value outside the space.
-        """
-        for name, value in given.items():
-            if name not in TABLE:
-                raise ValueError(f'"{name}" is not a hyperparameter{nearest(name, TABLE)}')
-            try:
-                TABLE[name].check(value)
-            except ValueError as error:
-                raise ValueError(f'"{name}": {error}') from None
-        made = self.walk(lambda name, dimension: TABLE[name].check(given.get(name, dimension.default)))
-        for name in given:
-            if name not in made:
-                parents = " and ".join(
-                    f"{parent} = {' or '.join(map(show, allowed))}" for parent, allowed in TABLE[name].requires
-                )
-                raise ValueError(f'"{name}" does not apply here: it needs {parents}')
-        for name, value in given.items():
-            dimension = self[name]
-            checked = TABLE[name].check(value)
-            if isinstance(dimension, Fixed) and checked != dimension.value:
-                raise ValueError(f'"{name}" is fixed at {show(dimension.value)} in [space], not {show(value)}')
-            if isinstance(dimension, Choices) and checked not in dimension.options:
-                listed = ", ".join(map(show, dimension.options))
-                raise ValueError(f'"{name}" = {show(value)} is not among the choices of [space]: {listed}')
-            if isinstance(dimension, Range) and checked not in dimension:
-                steps = f" in steps of {show(dimension.step)}" if dimension.step else ""
-                raise ValueError(
-                    f'"{name}" = {show(value)} is not in the range of [space]: '
-                    f"{show(dimension.low)} to {show(dimension.high)}{steps}"
-                )
-        return made
 
 
 def nearest(word: str, known: Mapping[str, object] | Sequence[str]) -> str:

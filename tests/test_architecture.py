@@ -27,7 +27,7 @@ FLOORS = (
     ("training",),
     ("models",),
     ("data",),
-    ("config", "hyperparameters", "paths"),
+    ("config", "spaces", "hyperparameters", "paths"),
     ("errors",),
 )
 FLOOR = {name: -height for height, names in enumerate(FLOORS) for name in names}

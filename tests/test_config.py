@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mmsearch.config import ENVIRONMENT, StudyConfig, load_config
 from mmsearch.errors import StudyFileError
-from mmsearch.hyperparameters import Choices, Range
+from mmsearch.spaces import Choices, Range
 
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
 Write = Callable[..., Path]

@@ -11,17 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsearch.config import StudyConfig, StudySection
-from mmsearch.hyperparameters import (
-    TABLE,
-    Choices,
-    Fixed,
-    Hyperparameters,
-    Parameter,
-    Range,
-    Space,
-    Value,
-    nearest,
-)
+from mmsearch.hyperparameters import TABLE, Hyperparameters, Parameter, Value, nearest
+from mmsearch.spaces import Choices, Fixed, Range, Space
 
 QUICK = settings(max_examples=60, deadline=None)
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mmsearch.data.dataset import Shapes, Split, statistics
-from mmsearch.hyperparameters import TABLE, Fixed, Hyperparameters, Space, Value
+from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
 from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Embedding, register
+from mmsearch.spaces import Fixed, Space
 
 SHAPES = Shapes((1, 28, 28), (39, 13), 10)
 OTHER_SHAPES = (Shapes((3, 40, 60), (20, 5), 3), Shapes((1, 5, 7), (100, 1), 2), Shapes((1, 1, 1), (1, 1), 2))

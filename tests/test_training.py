@@ -17,8 +17,9 @@ from mmsearch.data.dataset import Dataset, Split, statistics
 from mmsearch.data.sources import read_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import LossNotFinite
-from mmsearch.hyperparameters import TABLE, Fixed, Hyperparameters, Space, Value
+from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import MultimodalClassifier, build_model
+from mmsearch.spaces import Fixed, Space
 from mmsearch.training.batches import Batches
 from mmsearch.training.fit import EpochResult, evaluate, fit, predict_logits, seed_everything
 from mmsearch.training.metrics import Confusion, accuracy, macro_f1

@@ -21,8 +21,9 @@ from optuna.artifacts import FileSystemArtifactStore
 
 from mmsearch.config import OPTIONS, StudyConfig
 from mmsearch.errors import MmsearchError, UsageError
-from mmsearch.hyperparameters import Choices, Range, show
+from mmsearch.hyperparameters import show
 from mmsearch.search.study import OpenStudy, open_study
+from mmsearch.spaces import Choices, Range
 
 SHOWN_TYPES = ("text/csv", "text/plain", "image/png", "application/json")  # artifacts that a browser may show
 PASSWORD_VARIABLE = "MMSEARCH_DASHBOARD_PASSWORD"

@@ -22,12 +22,14 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from mmsearch.config import StudyConfig, hide_password
+from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import MmsearchError, NoCompletedTrial, SearchFailed
 from mmsearch.paths import write_text
+from mmsearch.search.machine import cores, died_here, new_worker_name
 from mmsearch.search.progress import Event, Progress, Snapshot, WorkerView
-from mmsearch.search.study import Counts, OpenStudy, count, create_study, died_here, new_worker_name, total_of
+from mmsearch.search.study import Counts, OpenStudy, count, create_study, total_of
 from mmsearch.search.worker import Orders
 
 REFRESH_S = 1.0  # between two looks at the study, which other launchers may work on too
@@ -89,20 +91,6 @@ class _State:
     children: list[_Child] = field(default_factory=list)
 
 
-def cores() -> int:
-    """The processor cores that this process may use: its affinity, or its control group's share if that is less."""
-    found = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        found = min(found, max(1, int(quota) // int(period)))
-    with contextlib.suppress(OSError, ValueError):  # the same in version 1, where -1 stands for no limit
-        old = Path("/sys/fs/cgroup/cpu")
-        limit = [int((old / f"cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period")]
-        if limit[0] > 0:
-            found = min(found, max(1, limit[0] // limit[1]))
-    return found
-
-
 def launch(config: StudyConfig, *, workers: int | None = None, progress: Progress | None = None) -> Summary:
     """Search until the study has its total of complete and pruned trials.
 
@@ -114,27 +102,12 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     progress = progress or Progress()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     dataset = load_dataset(config)
-    train, valid = holdout(dataset, config.data.fraction, config.study.seed)
     opened, notes = create_study(config, dataset.fingerprint)
     workers = workers or min(cores(), 8)
     threads = max(1, cores() // workers)
     total = total_of(config)
-    progress.note(f"study {config.study.name} in {config.paths.folder}, storage {hide_password(config.storage_url)}")
-    progress.note(
-        f"data {dataset.source} ({dataset.layout}): {len(train)} rows train, {len(valid)} validate, "
-        f"{len(dataset.test) if dataset.test else 0} test (not used here); {len(dataset.classes)} classes"
-    )
-    available = cores()
-    w, t, c = (_plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
-    progress.note(f"{w} of {t} on {c}")
-    if workers > available:
-        progress.note(f"{w} on {c} will wait for each other; --workers {available} is faster")
-    for name in config.dimensions.unused():
-        progress.note(f'"{name}" in [space] applies to no configuration of it, and is not used')
-    for note in notes:
-        progress.note(note)
-    if total < config.study.trials:
-        progress.note(f"the grid has {total} points: the total is {total} trials")
+    for line in (*_opening(config, dataset, workers, threads), *notes):
+        progress.note(line)
     _keep_study_file(config)
     state = _State()
     started = time.monotonic()
@@ -150,6 +123,26 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     if summary.best is None:
         raise NoCompletedTrial(f"study {config.study.name}: all trials were pruned or failed; none is complete")
     return summary
+
+
+def _opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -> Iterator[str]:
+    """The first lines of a search: where, on what data, with which workers, and what may surprise."""
+    train, valid = holdout(dataset, config.data.fraction, config.study.seed)
+    yield f"study {config.study.name} in {config.paths.folder}, storage {hide_password(config.storage_url)}"
+    test = len(dataset.test) if dataset.test else 0
+    yield (
+        f"data {dataset.source} ({dataset.layout}): {len(train)} rows train, {len(valid)} validate, "
+        f"{test} test (not used here); {len(dataset.classes)} classes"
+    )
+    available = cores()
+    w, t, c = (_plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
+    yield f"{w} of {t} on {c}"
+    if workers > available:
+        yield f"{w} on {c} will wait for each other; --workers {available} is faster"
+    for name in config.dimensions.unused():
+        yield f'"{name}" in [space] applies to no configuration of it, and is not used'
+    if total_of(config) < config.study.trials:
+        yield f"the grid has {total_of(config)} points: the total is {total_of(config)} trials"
 
 
 def _plural(number: int, what: str) -> str:

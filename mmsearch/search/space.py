@@ -15,7 +15,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from mmsearch.hyperparameters import TABLE, Choices, Hyperparameters, Range, Space, Value
+from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
+from mmsearch.spaces import Choices, Range, Space
 
 
 def distribution(name: str, dimension: Range | Choices) -> BaseDistribution:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -19,10 +15,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch
-from mmsearch.hyperparameters import Choices, Range, show
+from mmsearch.search.fingerprint import compare, fingerprint
 from mmsearch.search.samplers import build_pruner, build_sampler
 from mmsearch.search.space import grid, varying
 from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, creation_lock, open_storage
+from mmsearch.spaces import Choices
 
 FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
 TOTAL = "mmsearch:total"
@@ -224,121 +221,3 @@ def _enqueue(opened: OpenStudy) -> None:
         if points is not None:
             attrs[SLOT] = points.index(params)
         opened.optuna.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attrs))
-
-
-def fingerprint(config: StudyConfig, data_fingerprint: str) -> dict[str, Any]:
-    """What must stay as it is while a study goes on. `[ranges]` may grow."""
-    dimensions = {name: config.dimensions[name] for name in config.dimensions.varying()}
-    search = config.search
-    return {
-        "data": data_fingerprint,
-        "study.metrics": list(config.study.metrics),
-        "study.seed": config.study.seed,
-        **{f"data.{key}": getattr(config.data, key) for key in ("validation", "fraction", "test", "rows")},
-        **{
-            f"search.{key}": getattr(search, key)
-            for key in (
-                "sampler",
-                "startup_trials",
-                "pruner",
-                "pruner_startup",
-                "pruner_warmup",
-                "max_epochs",
-                "patience",
-            )
-        },
-        "fixed": config.dimensions.fixed(),
-        "choices": {name: list(d.options) for name, d in dimensions.items() if isinstance(d, Choices)},
-        "ranges": {name: [d.low, d.high, d.log, d.step] for name, d in dimensions.items() if isinstance(d, Range)},
-    }
-
-
-def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Notes on ranges that became wider; raises `StudyMismatch` for any other difference."""
-
-    def refuse(what: str, before: object, after: object) -> StudyMismatch:
-        return StudyMismatch(
-            f"the study {name} was begun with {what} = {_words(before)}, and now it is {_words(after)}; "
-            "put it back, or begin another study with --study-name"
-        )
-
-    if stored["data"] != now["data"]:
-        raise StudyMismatch(
-            f"the study {name} was begun with other data; put it back, or begin another study with --study-name"
-        )
-    notes = []
-    for key in now:
-        if key not in ("fixed", "choices", "ranges") and stored.get(key) != now[key]:
-            raise refuse(key, stored.get(key), now[key])
-    for kind in ("fixed", "choices"):
-        for what in {**stored[kind], **now[kind]}:
-            before, after = (_find(held, what) for held in (stored, now))
-            if before != after:
-                raise refuse(f'"{what}"', before, after)
-    for what in {**stored["ranges"], **now["ranges"]}:
-        before, after = (_find(held, what) for held in (stored, now))
-        if before == after:
-            continue
-        known = what in stored["ranges"] and what in now["ranges"]
-        if not known or before[2:] != after[2:] or after[0] > before[0] or after[1] < before[1]:
-            raise refuse(f'"{what}"', before, after)
-        notes.append(f'"{what}" is now {_words(after)}, wider than {_words(before)}')
-    return notes
-
-
-def _find(held: dict[str, Any], name: str) -> Any:
-    return next((held[kind][name] for kind in ("fixed", "choices", "ranges") if name in held[kind]), None)
-
-
-def _words(value: object) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case [low, high, bool() as log, step] if not isinstance(low, str | bool):
-            extra = " (log)" if log else f" in steps of {show(step)}" if step else ""
-            return f"{show(low)} to {show(high)}{extra}"
-        case list():
-            return "[" + ", ".join(map(show, value)) + "]"
-        case _:
-            return show(value)
-
-
-def this_process(worker: str) -> dict[str, Any]:
-    """Who claims trials: a worker's name that no other has, and where its process runs."""
-    return {
-        "worker": worker,
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "born": _born(os.getpid()),
-    }
-
-
-def new_worker_name(index: int) -> str:
-    """A name that is unique over all machines and launches, and readable: the worker's index first."""
-    return f"{index}-{uuid.uuid4().hex[:8]}"
-
-
-def died_here(owner: Mapping[str, Any]) -> bool:
-    """Whether a trial's owner ran on this machine and runs no more."""
-    if owner.get("machine") != _machine():
-        return False
-    return bool(_born(owner["pid"]) != owner["born"])
-
-
-def _machine() -> str:
-    """This boot of this machine, and its process namespace: where a process number means something."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _born(pid: int) -> str | None:
-    """When a process was started, in clock ticks since boot; None where it is gone or a zombie."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else fields[18]

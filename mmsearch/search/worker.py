@@ -105,8 +105,9 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     import optuna
 
     from mmsearch.data.sources import load_dataset
+    from mmsearch.search.machine import this_process
     from mmsearch.search.objective import Objective
-    from mmsearch.search.study import count, open_study, this_process
+    from mmsearch.search.study import count, open_study
     from mmsearch.training.device import choose_device, use_threads
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

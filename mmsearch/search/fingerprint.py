@@ -1,0 +1,87 @@
+"""What a study was begun with, and whether it may go on with what it is asked to go on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmsearch.config import StudyConfig
+from mmsearch.errors import StudyMismatch
+from mmsearch.hyperparameters import show
+from mmsearch.spaces import Choices, Range
+
+
+def fingerprint(config: StudyConfig, data_fingerprint: str) -> dict[str, Any]:
+    """What must stay as it is while a study goes on. `[ranges]` may grow."""
+    dimensions = {name: config.dimensions[name] for name in config.dimensions.varying()}
+    search = config.search
+    return {
+        "data": data_fingerprint,
+        "study.metrics": list(config.study.metrics),
+        "study.seed": config.study.seed,
+        **{f"data.{key}": getattr(config.data, key) for key in ("validation", "fraction", "test", "rows")},
+        **{
+            f"search.{key}": getattr(search, key)
+            for key in (
+                "sampler",
+                "startup_trials",
+                "pruner",
+                "pruner_startup",
+                "pruner_warmup",
+                "max_epochs",
+                "patience",
+            )
+        },
+        "fixed": config.dimensions.fixed(),
+        "choices": {name: list(d.options) for name, d in dimensions.items() if isinstance(d, Choices)},
+        "ranges": {name: [d.low, d.high, d.log, d.step] for name, d in dimensions.items() if isinstance(d, Range)},
+    }
+
+
+def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Notes on ranges that became wider; raises `StudyMismatch` for any other difference."""
+
+    def refuse(what: str, before: object, after: object) -> StudyMismatch:
+        return StudyMismatch(
+            f"the study {name} was begun with {what} = {_words(before)}, and now it is {_words(after)}; "
+            "put it back, or begin another study with --study-name"
+        )
+
+    if stored["data"] != now["data"]:
+        raise StudyMismatch(
+            f"the study {name} was begun with other data; put it back, or begin another study with --study-name"
+        )
+    notes = []
+    for key in now:
+        if key not in ("fixed", "choices", "ranges") and stored.get(key) != now[key]:
+            raise refuse(key, stored.get(key), now[key])
+    for kind in ("fixed", "choices"):
+        for what in {**stored[kind], **now[kind]}:
+            before, after = (_find(held, what) for held in (stored, now))
+            if before != after:
+                raise refuse(f'"{what}"', before, after)
+    for what in {**stored["ranges"], **now["ranges"]}:
+        before, after = (_find(held, what) for held in (stored, now))
+        if before == after:
+            continue
+        known = what in stored["ranges"] and what in now["ranges"]
+        if not known or before[2:] != after[2:] or after[0] > before[0] or after[1] < before[1]:
+            raise refuse(f'"{what}"', before, after)
+        notes.append(f'"{what}" is now {_words(after)}, wider than {_words(before)}')
+    return notes
+
+
+def _find(held: dict[str, Any], name: str) -> Any:
+    return next((held[kind][name] for kind in ("fixed", "choices", "ranges") if name in held[kind]), None)
+
+
+def _words(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case [low, high, bool() as log, step] if not isinstance(low, str | bool):
+            extra = " (log)" if log else f" in steps of {show(step)}" if step else ""
+            return f"{show(low)} to {show(high)}{extra}"
+        case list():
+            return "[" + ", ".join(map(show, value)) + "]"
+        case _:
+            return show(value)
