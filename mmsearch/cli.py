@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmsearch.errors import MmsearchError, UsageError
+from mmsearch.errors import Interrupted, MmsearchError, UsageError
 from mmsearch.paths import DEFAULT_STUDY, shipped_studies, write_text
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ def launch(
 ) -> None:
     """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
     config = _config(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device, trials=trials)
-    from mmsearch.search.launcher import Interrupted
     from mmsearch.search.launcher import launch as run
 
     progress = _progress(config)

@@ -7,12 +7,14 @@ MmsearchError                 1   something failed; the message is one sentence 
 |   `-- StudyMismatch             the stored study was begun with something else: names what
 +-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
 +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
++-- Interrupted               130 or 143   the search was stopped by a signal, and goes on when it is run again
 +-- SearchFailed              1   workers or trials failed again and again
 +-- BundleError               1   a retrained model that cannot be loaded or does not reproduce its predictions
 `-- TrialFailed               1   one trial's training went wrong; the search goes on
     `-- LossNotFinite             its loss became infinite or not a number
 
 BudgetExhausted                   not an error: the study has all the trials it was asked for
+`-- GridExhausted                 each point of the grid has its trial
 """
 
 from __future__ import annotations
@@ -54,6 +56,14 @@ class StorageError(MmsearchError):
     exit_code = 4
 
 
+class Interrupted(MmsearchError):
+    """The search was stopped by a signal; `exit_code` is 128 plus its number."""
+
+    def __init__(self, signum: int, command: str = "the same command") -> None:
+        super().__init__(f"stopped; every trial is finished or queued; go on with: {command}")
+        self.signum, self.exit_code = signum, 128 + signum
+
+
 class SearchFailed(MmsearchError):
     """Workers died, or trials failed, again and again."""
 
@@ -72,3 +82,7 @@ class LossNotFinite(TrialFailed):
 
 class BudgetExhausted(Exception):
     """The study already has, finished or under way, all the trials of its total."""
+
+
+class GridExhausted(BudgetExhausted):
+    """Each point of the grid has its trial; one that failed is not tried again."""

@@ -137,6 +137,18 @@ def test_other_samplers(mmsearch: Run, workspace: Path, sampler: str) -> None:
         assert finished(rows) == len({row["optimizer.lr"] for row in rows}) == 8
 
 
+def test_a_grid_with_a_point_that_fails_ends(mmsearch: Run, workspace: Path) -> None:
+    space = '[space]\n"optimizer.lr" = [1e-3, 10.0]\n"batch_size" = [32, 64]\n"optimizer.name" = "sgd"\n'
+    space += '"schedule.name" = "constant"\n"head.dropout" = 0.0\n"image.encoder" = "mlp"\n"audio.encoder" = "mlp"\n'
+    study = TINY.partition("[space]")[0].replace("[search]", '[search]\nsampler = "grid"\npruner = "none"') + space
+    (workspace / "studies" / "digits.toml").write_text(study)
+    done = mmsearch("launch", "--workers", 2)
+    rows = table(mmsearch)
+    assert len({(row["optimizer.lr"], row["batch_size"]) for row in rows}) == len(rows) == 4
+    assert states(rows).count("FAIL") >= 1
+    assert f"{finished(rows)} of 4" in done.stdout
+
+
 def test_a_search_with_one_worker_repeats_itself(mmsearch: Run) -> None:
     tables = []
     for name in ("a", "b"):

@@ -19,7 +19,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 
 from mmsearch.config import hide_password
-from mmsearch.errors import BudgetExhausted, StorageError, UsageError
+from mmsearch.errors import BudgetExhausted, GridExhausted, StorageError, UsageError
 from mmsearch.search.storage import OWNER, SLOT, Storage, creation_lock, open_storage
 
 
@@ -168,10 +168,13 @@ def test_each_trial_of_a_grid_has_a_point_of_its_own(study: optuna.Study, storag
 
     trials = [study.ask() for _ in range(3)]
     assert [slot(trial) for trial in trials] == [1, 0, 2]
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(GridExhausted):
         study.ask()
     storage.fail(trials[1]._trial_id, "broken", max_retries=0)
-    assert slot(study.ask()) == 0
+    with pytest.raises(GridExhausted):  # a point that failed is not tried again
+        study.ask()
+    storage.fail(trials[2]._trial_id, "its worker died", max_retries=1)
+    assert slot(study.ask()) == 2
 
 
 def test_silent_owners_are_found(study: optuna.Study, storage: Storage) -> None:

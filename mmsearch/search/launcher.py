@@ -25,7 +25,7 @@ from mmsearch.config import StudyConfig, hide_password
 from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
 from mmsearch.data.splits import holdout
-from mmsearch.errors import MmsearchError, NoCompletedTrial, SearchFailed
+from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, SearchFailed
 from mmsearch.paths import write_text
 from mmsearch.search.machine import cores, died_here, new_worker_name
 from mmsearch.search.progress import Event, Progress, Snapshot, WorkerView
@@ -38,14 +38,6 @@ STOP_GRACE_S = 60.0  # for the epoch that is running when the search is stopped
 MAX_DEATHS = 5  # of workers in a row, none of which finished an epoch
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-class Interrupted(MmsearchError):
-    """The search was stopped by a signal; `exit_code` is 128 plus its number."""
-
-    def __init__(self, signum: int, command: str = "the same command") -> None:
-        super().__init__(f"stopped; every trial is finished or queued; go on with: {command}")
-        self.signum, self.exit_code = signum, 128 + signum
 
 
 @dataclass(frozen=True)

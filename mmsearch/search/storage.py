@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.orm import Session
 
 from mmsearch.config import hide_password
-from mmsearch.errors import BudgetExhausted, StorageError, UsageError
+from mmsearch.errors import BudgetExhausted, GridExhausted, StorageError, UsageError
 
 OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last
 SLOT = "mmsearch:slot"  # system attribute of a trial: its point of the grid
@@ -208,22 +208,18 @@ class Storage(RDBStorage):
             raise BudgetExhausted(taken)
 
     def _free_slot(self, study_id: int, session: Session) -> int | None:
-        """The first point of the grid that no trial holds, failed trials aside."""
+        """The first point of the grid that has had no trial; one whose worker died keeps it for its retry."""
         if self.slots is None:
             return None
         held = session.execute(
             sa.select(models.TrialSystemAttributeModel.value_json)
             .join(models.TrialModel, models.TrialModel.trial_id == models.TrialSystemAttributeModel.trial_id)
-            .where(
-                models.TrialModel.study_id == study_id,
-                models.TrialSystemAttributeModel.key == SLOT,
-                models.TrialModel.state != TrialState.FAIL,
-            )
+            .where(models.TrialModel.study_id == study_id, models.TrialSystemAttributeModel.key == SLOT)
         )
         taken = {int(text) for (text,) in held}
         free = next((slot for slot in range(self.slots) if slot not in taken), None)
         if free is None:
-            raise BudgetExhausted(self.slots)
+            raise GridExhausted(self.slots)
         return free
 
     def _sign(self, trial_id: int, session: Session) -> None:

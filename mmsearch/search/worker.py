@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.config import StudyConfig
-from mmsearch.errors import BudgetExhausted, MmsearchError
+from mmsearch.errors import BudgetExhausted, GridExhausted, MmsearchError
 
 if TYPE_CHECKING:
     import optuna
@@ -129,8 +129,10 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
         while not stop.asked.is_set():
             try:
                 trial = opened.optuna.ask()
-            except BudgetExhausted:
-                if count(opened.trials()).finished >= orders.total:
+            except BudgetExhausted as reason:
+                counts = count(opened.trials())
+                nothing_left = isinstance(reason, GridExhausted) and not counts.running + counts.waiting
+                if counts.finished >= orders.total or nothing_left:
                     return
                 stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
                 continue
