@@ -6,7 +6,7 @@ MMSEARCH := $(BIN)/mmsearch
 
 .PHONY: demo test test-fast lint
 
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
 .venv/bin/python:
 	@echo "== 1. a virtual environment in .venv"
