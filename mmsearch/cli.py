@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -141,7 +142,7 @@ def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name:
         done = f"{counts.complete} complete, {counts.pruned} pruned"
         print(f"trials    {counts.finished} of {opened.total()} ({done})")
         print(f"          {counts.failed} failed, {counts.running} running, {counts.waiting} waiting")
-        _print_best(config.metric, opened.best(trials), opened.baseline(trials))
+        _print_best(opened.metric, opened.best(trials), opened.baseline(trials), opened.gain(trials))
         for trial in trials:
             if trial.state.name == "RUNNING":
                 owner = trial.system_attrs.get(OWNER, {})
@@ -193,7 +194,8 @@ def retrain_best(
     metrics = bundle.metrics
     scored = metrics["test"] or metrics["training"]
     where = f"{scored['rows']} {'test' if metrics['test'] else 'training'} rows"
-    print(f"trial       {metrics['trial']} ({config.metric} {metrics['searched']['value']:.4f} on validation rows)")
+    searched = metrics["searched"]
+    print(f"trial       {metrics['trial']} ({searched['metric']} {searched['value']:.4f} on validation rows)")
     print(f"accuracy    {scored['accuracy']:.4f} on {where}")
     print(f"macro F1    {scored['macro_f1']:.4f} on {where}")
     found = metrics["modalities"]
@@ -269,21 +271,27 @@ def _root(
 
 def main() -> None:
     """The `mmsearch` command: errors of the user become one sentence and an exit code."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except MmsearchError as error:
         print(f"mmsearch: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        print("mmsearch: stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of our output has enough, as in `mmsearch export | head`
-        sys.stderr.close()
-        raise SystemExit(0) from None
     except Exception as error:
-        if _is_database_error(error):
-            print(f"mmsearch: the storage failed: {_database_message(error)}", file=sys.stderr)
-            raise SystemExit(4) from None
-        raise
+        if not {cls.__name__ for cls in type(error).__mro__} & {"SQLAlchemyError", "StorageInternalError"}:
+            raise
+        from mmsearch.search.storage import database_message
+
+        print(f"mmsearch: the storage failed: {database_message(error)}", file=sys.stderr)
+        raise SystemExit(4) from None
+
+
+def _stop(signum: int, frame: object) -> None:
+    print("mmsearch: stopped", file=sys.stderr)
+    raise SystemExit(128 + signum)
 
 
 class _Epochs:
@@ -340,16 +348,15 @@ def _print_summary(config: StudyConfig, summary: Summary) -> None:
         print(f"time      {duration(summary.seconds)}, {rate:.0f} trials an hour in this run")
     else:
         print("time      nothing was left to do")
-    _print_best(config.metric, summary.best, summary.baseline)
+    _print_best(config.metric, summary.best, summary.baseline, summary.gain)
 
 
-def _print_best(metric: str, best: Any, baseline: Any) -> None:
+def _print_best(metric: str, best: Any, baseline: Any, gain: float | None) -> None:
     if best is None:
         print("best      no trial is complete yet")
         return
     print(f"best      {metric} {best.value:.4f} (trial {best.number}, epoch {best.user_attrs.get('best_epoch')})")
-    if baseline is not None:
-        gain = best.value - baseline.value
+    if gain is not None:
         print(f"gain      {gain:+.4f} over the defaults ({baseline.value:.4f}, trial {baseline.number})")
 
 
@@ -375,13 +382,3 @@ def _put(text: str, out: Path | None) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _is_database_error(error: BaseException) -> bool:
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"SQLAlchemyError", "StorageInternalError"})
-
-
-def _database_message(error: BaseException) -> str:
-    cause: BaseException = error.__cause__ or error
-    return str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import tomllib
 from collections.abc import Collection, Mapping
@@ -281,8 +280,18 @@ def _storage_url(text: str, base: Path, label: str) -> str:
 
 
 def hide_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
+    """A storage URL as it may be shown; only its kind where it cannot be read, or could hide a password elsewhere."""
+    from sqlalchemy.engine import make_url  # here, since it takes a fifth of a second to import
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return url.split("://", 1)[0] + "://***"
+    if any("@" in part for part in (parsed.username or "", parsed.host or "", parsed.database or "")):
+        return f"{parsed.drivername}://***"
+    query = {key: "***" if "pass" in key.lower() else value for key, value in parsed.query.items()}
+    return parsed.set(query=query).render_as_string(hide_password=True)
 
 
 def _check_search(config: StudyConfig) -> None:

@@ -46,6 +46,11 @@ class StudyPaths:
         """The study as it was run."""
         return self.folder / "study.toml"
 
+    @property
+    def identity(self) -> Path:
+        """Which study of which storage the folder belongs to."""
+        return self.folder / "study.id"
+
     def log(self, worker: str) -> Path:
         """What a worker wrote: its warnings, and the traceback of a trial that failed."""
         return self.folder / "logs" / f"worker-{worker}.log"

@@ -117,8 +117,8 @@ class Space:
         return [name for name in self.dimensions if name not in reachable]
 
     def fixed(self) -> dict[str, Value]:
-        """The value of every parameter of the table that does not vary."""
-        return {name: d.value for name in TABLE if isinstance(d := self[name], Fixed)}
+        """The value of every parameter that applies to some configuration and does not vary."""
+        return {name: d.value for name in self._reachable() if isinstance(d := self[name], Fixed)}
 
     def configuration(self, given: Mapping[str, Value]) -> Hyperparameters:
         """The configuration with the given values, and defaults elsewhere.

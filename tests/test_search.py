@@ -91,7 +91,7 @@ def test_the_total_is_exact_and_resumes(mmsearch: Run, workspace: Path) -> None:
     assert "0 running" in status
     kept = (workspace / "storage" / "digits" / "study.toml").read_text()
     assert kept.endswith(TINY)
-    assert "study.trials = 8" in kept.splitlines()[0]
+    assert "mmsearch launch --trials 8" in kept.splitlines()[0]
 
 
 @pytest.mark.slow
@@ -162,6 +162,7 @@ def test_a_search_with_one_worker_repeats_itself(mmsearch: Run) -> None:
 
 def test_an_unstable_trial_fails_with_the_reason_and_the_search_goes_on(mmsearch: Run, workspace: Path) -> None:
     broken = TINY.partition('"optimizer.lr"')[0] + '"optimizer.lr" = [1e-3, 10.0]\n"head.dropout" = 0.0\n'
+    broken += '"image.encoder" = "mlp"\n"audio.encoder" = "mlp"\n'  # no batch normalisation to save them
     broken += '"optimizer.name" = "sgd"\n"schedule.name" = "constant"\n[[enqueue]]\n"optimizer.lr" = 10.0\n'
     (workspace / "studies" / "digits.toml").write_text(broken)
     done = mmsearch("launch", "--trials", 3, "--workers", 1)
@@ -189,6 +190,63 @@ def test_a_study_is_not_continued_with_something_else(mmsearch: Run, workspace: 
     file.write_text(TINY.replace("low = 1e-3, high = 1e-2", "low = 1e-4, high = 2e-2"))
     assert "wider" in mmsearch("launch", "--trials", 3, "--workers", 1).stderr
     assert len(table(mmsearch)) == 3
+
+
+def test_going_on_with_something_else_is_seen_in_the_data_too(mmsearch: Run, workspace: Path) -> None:
+    mmsearch("launch", "--trials", 1, "--workers", 1)
+    file = workspace / "studies" / "digits.toml"
+    file.write_text(TINY.replace("[data]", "[data]\naudio_shape = [13, 39]"))
+    assert "demo" in mmsearch("launch", "--trials", 2, code=2).stderr  # its rows are frames already
+    file.write_text(TINY)
+    (workspace / "storage" / "studies.db").unlink()
+    assert "files of another study" in mmsearch("launch", "--trials", 1, code=2).stderr
+
+
+def test_a_smaller_loss_is_better(mmsearch: Run, workspace: Path) -> None:
+    study = TINY.replace("[study]", '[study]\nmetrics = ["loss"]')
+    (workspace / "studies" / "digits.toml").write_text(study)
+    done = mmsearch("launch", "--trials", 5, "--workers", 2)
+    rows = [row for row in table(mmsearch, "--sort", "best") if row["state"] == "COMPLETE"]
+    values = [float(row["value"]) for row in rows]
+    assert values == sorted(values)
+    assert f"best      loss {values[0]:.4f}" in done.stdout
+    assert "gain      +" in done.stdout
+    (workspace / "studies" / "digits.toml").write_text(TINY)  # whoever looks with another file sees the same
+    assert f"best      loss {values[0]:.4f}" in mmsearch("status").stdout
+
+
+def test_a_study_that_somebody_else_made_is_left_alone(mmsearch: Run, workspace: Path) -> None:
+    import optuna
+
+    from mmsearch.search.storage import open_storage
+
+    (workspace / "storage").mkdir()
+    storage = open_storage(f"sqlite:///{workspace}/storage/studies.db", create=True)
+    optuna.create_study(study_name="digits", storage=storage, direction="minimize")
+    storage.engine.dispose()
+    assert "not made by mmsearch" in mmsearch("launch", code=2).stderr
+
+
+def test_a_launcher_killed_while_it_makes_the_study_leaves_it_usable(
+    mmsearch: Run, workspace: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, optuna.study\noptuna.study.Study.set_metric_names = lambda *a: os._exit(9)\n"
+    )
+    mmsearch("launch", code=9, env={"PYTHONPATH": str(site)})
+    mmsearch("launch", "--trials", 2, "--workers", 1)
+    assert finished(table(mmsearch)) == 2
+
+
+def test_a_password_in_the_study_file_is_not_copied(mmsearch: Run, workspace: Path, postgres: str) -> None:
+    url = postgres.replace("postgres:@", "postgres:s3cret@")
+    (workspace / "studies" / "digits.toml").write_text(TINY.replace("[study]", f'[study]\nstorage = "{url}"'))
+    done = mmsearch("launch", "--trials", 1, "--workers", 1)
+    kept = (workspace / "storage" / "digits" / "study.toml").read_text()
+    assert "s3cret" not in kept + done.stdout + done.stderr
+    assert "***" in kept
 
 
 def test_commands_before_there_is_a_study(mmsearch: Run) -> None:

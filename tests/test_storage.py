@@ -187,6 +187,38 @@ def test_silent_owners_are_found(study: optuna.Study, storage: Storage) -> None:
     assert storage.silent(study_id, 1) == []
 
 
+def test_a_trial_without_any_beat_is_found_by_its_start(study: optuna.Study, storage: Storage) -> None:
+    plain = RDBStorage(str(storage.url))
+    theirs = optuna.load_study(study_name="s", storage=plain).ask()
+    time.sleep(2.1)
+    assert storage.silent(storage.get_study_id_from_name("s"), 1) == [theirs._trial_id]
+    plain.engine.dispose()
+
+
+def test_only_the_expected_owner_s_trial_is_failed(study: optuna.Study, storage: Storage) -> None:
+    trial = study.ask()
+    assert storage.fail(trial._trial_id, "died", 1, {"worker": "another"}) == (False, None)
+    assert storage.fail(trial._trial_id, "died", 1, storage.owner) == (True, 1)
+
+
+def test_a_grouped_tpe_uses_a_range_that_grew(study: optuna.Study) -> None:
+    from optuna.distributions import FloatDistribution
+
+    from mmsearch.search.samplers import SeededSampler
+
+    def tpe(seed: int) -> optuna.samplers.BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, multivariate=True, group=True)
+
+    for high in (1.0, 10.0):
+        study.sampler = SeededSampler(tpe, 0, {"x": FloatDistribution(0, high)})
+        for _ in range(25):
+            trial = study.ask()
+            study.tell(trial, -trial.suggest_float("x", 0, high))
+    assert max(t.params["x"] for t in study.trials) > 1.5
+
+
 def work(url: str, total: int, seed: int) -> None:
     """A process that works until the budget is spent; every fifth trial of its fails."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -261,6 +293,8 @@ def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
         ("postgresql+psycopg://user:secret@127.0.0.1:1/none", StorageError),
         ("sqlite:////no/such/folder/a.db", StorageError),
         ("postgresql+pg8000://user:secret@127.0.0.1:1/none", UsageError),
+        ("postgresql+psycopg://user:{secret}@127.0.0.1:x1/none", UsageError),
+        ("postgresql+psycopg://user:{secret}@127.0.0.1:1/none", StorageError),
     ],
 )
 def test_a_storage_out_of_reach_is_one_sentence_without_the_password(url: str, error: type[Exception]) -> None:
@@ -272,3 +306,12 @@ def test_a_storage_out_of_reach_is_one_sentence_without_the_password(url: str, e
 
 def test_hide_password() -> None:
     assert hide_password("postgresql+psycopg://u:secret@h/d") == "postgresql+psycopg://u:***@h/d"
+    assert hide_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    for url in (
+        "postgresql://me:pa/secret@h/d",
+        "postgresql://me@srv:secret@h/d",
+        "postgresql://h/d?user=me&password=secret",
+        "postgresql://me:pa{secret}ss@h:x1/d",
+        "postgresql://me:secret",
+    ):
+        assert "secret" not in hide_password(url), url

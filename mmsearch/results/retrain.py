@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from sklearn.metrics import classification_report
+from sklearn.metrics import classification_report, confusion_matrix
 
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset, Split, Statistics, statistics
@@ -73,7 +72,7 @@ def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Calla
     dataset = load_dataset(config)
     opened.check(dataset.fingerprint)
     first = trial.system_attrs.get("failed_trial", trial.number)
-    plan = Plan(trial, int(trial.user_attrs["best_epoch"]), trial_seed(config, first))
+    plan = Plan(trial, _best_epoch(opened, trial), trial_seed(config, first))
     on_plan(plan)
     device = choose_device(config.search.device)
     hyperparameters = restore(config.dimensions, trial.params)
@@ -110,6 +109,15 @@ def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Calla
     return Bundle(model, hyperparameters, dataset.trained, folder)
 
 
+def _best_epoch(opened: OpenStudy, trial: FrozenTrial) -> int:
+    """The epoch whose value is the trial's."""
+    if "best_epoch" in trial.user_attrs:
+        return int(trial.user_attrs["best_epoch"])
+    if not trial.intermediate_values:
+        raise MmsearchError(f"trial {trial.number} was added by hand: it has no epochs to retrain for")
+    return max(trial.intermediate_values, key=lambda epoch: opened.sign * trial.intermediate_values[epoch])
+
+
 def _write_predictions(bundle: Bundle, dataset: Dataset, test: Split, device: torch.device) -> None:
     paths = BundlePaths(bundle.folder)
     probabilities = bundle.probabilities(test, device)
@@ -140,16 +148,19 @@ def _describe(
     """The content of metrics.json."""
     config, test = opened.config, dataset.test
     scored = test if test is not None and test.label is not None else None
+    training = _score(bundle, dataset.train, device)
+    tested = None if scored is None else _score(bundle, scored, device)
     return {
         "study": config.study.name,
         "trial": plan.trial.number,
-        "searched": {"metric": config.metric, "value": plan.trial.value, "baseline": _value(opened.baseline())},
+        "searched": {"metric": opened.metric, "value": plan.trial.value, "baseline": _value(opened.baseline())},
         "params": plan.trial.params,
-        "test": None if scored is None else _score(bundle, scored, device),
-        "training": _score(bundle, dataset.train, device),
+        "test": tested,
+        "training": training,
         "modalities": {
             "scored_on": "training" if scored is None else "test",
-            **_modalities(bundle, scored or dataset.train, found, device),
+            "both": (tested or training)["macro_f1"],
+            **_alone(bundle, scored or dataset.train, found, device),
         },
         "epochs": plan.epochs,
         "seed": plan.seed,
@@ -172,7 +183,7 @@ def _describe(
 
 def _score(bundle: Bundle, split: Split, device: torch.device) -> dict[str, Any]:
     predicted = bundle.probabilities(split, device).argmax(1)
-    matrix = confusion_matrix(split.labels, predicted, len(bundle.classes))
+    matrix = confusion_matrix(split.labels, predicted, labels=range(len(bundle.classes)))
     report = classification_report(
         split.labels,
         predicted,
@@ -190,24 +201,13 @@ def _score(bundle: Bundle, split: Split, device: torch.device) -> dict[str, Any]
     }
 
 
-def _modalities(bundle: Bundle, split: Split, found: Statistics, device: torch.device) -> dict[str, float]:
-    """Macro F1 with both modalities, and with each alone while the other is set to its training mean."""
+def _alone(bundle: Bundle, split: Split, found: Statistics, device: torch.device) -> dict[str, float]:
+    """Macro F1 with each modality alone, while the other is set to its training mean."""
     scores = {}
-    for name, stand_in in (
-        ("both", {}),
-        ("image_alone", {"audio": found.mean_audio}),
-        ("audio_alone", {"image": found.mean_image}),
-    ):
+    for name, stand_in in (("image_alone", {"audio": found.mean_audio}), ("audio_alone", {"image": found.mean_image})):
         predicted = predict_logits(bundle.model, split, device, **stand_in).argmax(1).numpy()
-        scores[name] = macro_f1(confusion_matrix(split.labels, predicted, len(bundle.classes)))
+        scores[name] = macro_f1(confusion_matrix(split.labels, predicted, labels=range(len(bundle.classes))))
     return scores
-
-
-def confusion_matrix(
-    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int
-) -> npt.NDArray[np.int64]:
-    """(classes, classes) counts: rows are true classes, columns predicted ones."""
-    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def _value(trial: FrozenTrial | None) -> float | None:
@@ -238,7 +238,9 @@ def _move_in(building: Path, parent: Path, name: str) -> Path:
             continue
         try:
             building.rename(folder)
-        except OSError:  # somebody else took the name meanwhile
+        except OSError:
+            if not folder.exists():  # else somebody took the name meanwhile
+                raise
             continue
         link = parent / f".{secrets.token_hex(4)}"
         link.symlink_to(folder.name)

@@ -23,11 +23,10 @@ def trial_rows(opened: OpenStudy, sort: str = "number") -> list[dict[str, Any]]:
     """
     trials = opened.trials()
     if sort == "best":
-        sign = -1 if opened.config.direction == "maximize" else 1
         order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1}
 
         def rank(trial: FrozenTrial) -> tuple[int, float, int]:
-            return order.get(trial.state, 2), sign * (trial.value or 0.0), trial.number
+            return order.get(trial.state, 2), -opened.sign * (trial.value or 0.0), trial.number
 
         trials = sorted(trials, key=rank)
     seen = {name for trial in trials for name in trial.params} | set(opened.config.dimensions.varying())

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import signal
 import socket
 import socketserver
 import warnings
@@ -55,6 +56,8 @@ def serve(config: StudyConfig, host: str, port: int, password: str | None, annou
             )
         except OSError as error:
             raise MmsearchError(f"the dashboard cannot listen on {host}:{port}: {error.strerror}; try --port") from None
+        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+            signal.signal(number, signal.default_int_handler)
         with server, contextlib.suppress(KeyboardInterrupt):
             shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
             announce(f"http://{shown}:{server.server_port}/dashboard/studies/{opened.id}")

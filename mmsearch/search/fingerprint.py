@@ -6,7 +6,7 @@ from typing import Any
 
 from mmsearch.config import StudyConfig
 from mmsearch.errors import StudyMismatch
-from mmsearch.hyperparameters import show
+from mmsearch.hyperparameters import TABLE, show
 from mmsearch.spaces import Choices, Range
 
 
@@ -64,14 +64,16 @@ def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]
         if before == after:
             continue
         known = what in stored["ranges"] and what in now["ranges"]
-        if not known or before[2:] != after[2:] or after[0] > before[0] or after[1] < before[1]:
+        grid = now["search.sampler"] == "grid"  # whose points are numbered
+        if grid or not known or before[2:] != after[2:] or after[0] > before[0] or after[1] < before[1]:
             raise refuse(f'"{what}"', before, after)
         notes.append(f'"{what}" is now {_words(after)}, wider than {_words(before)}')
     return notes
 
 
 def _find(held: dict[str, Any], name: str) -> Any:
-    return next((held[kind][name] for kind in ("fixed", "choices", "ranges") if name in held[kind]), None)
+    default = TABLE[name].default if name in TABLE else None  # not held: an older version did not know of it
+    return next((held[kind][name] for kind in ("fixed", "choices", "ranges") if name in held[kind]), default)
 
 
 def _words(value: object) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from mmsearch.data.sources import load_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, SearchFailed
 from mmsearch.paths import write_text
-from mmsearch.search.machine import cores, died_here, new_worker_name
+from mmsearch.search.machine import cores, new_worker_name, still_runs
 from mmsearch.search.progress import Event, Progress, Snapshot, WorkerView
 from mmsearch.search.study import Counts, OpenStudy, count, create_study, total_of
 from mmsearch.search.worker import Orders
@@ -42,21 +43,19 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Summary:
-    """How a search stands when `launch` ends. Seconds are of this launch alone, `finished_here` its trials."""
+    """How a search stands when `launch` ends.
+
+    `gain` is how much better the best trial is than `baseline`, the one with the defaults; None where either is
+    missing. `seconds` and `finished_here`, its trials, are of this launch alone.
+    """
 
     counts: Counts
     total: int
     best: FrozenTrial | None
     baseline: FrozenTrial | None
+    gain: float | None
     seconds: float
     finished_here: int
-
-    @property
-    def gain(self) -> float | None:
-        """The best value less that of the defaults; None where the defaults did not complete."""
-        if self.best is None or self.baseline is None:
-            return None
-        return float((self.best.value or 0.0) - (self.baseline.value or 0.0))
 
 
 @dataclass
@@ -93,22 +92,22 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     """
     progress = progress or Progress()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    dataset = load_dataset(config)
-    opened, notes = create_study(config, dataset.fingerprint)
-    workers = workers or min(cores(), 8)
-    threads = max(1, cores() // workers)
-    total = total_of(config)
-    for line in (*_opening(config, dataset, workers, threads), *notes):
-        progress.note(line)
-    _keep_study_file(config)
     state = _State()
-    started = time.monotonic()
-    with opened:
-        _reap(opened, progress)
-        if count(opened.trials()).finished < total:
-            with _signals(state, progress):
+    with _signals(state, progress):
+        dataset = load_dataset(config)
+        opened, notes = create_study(config, dataset.fingerprint)
+        workers = workers or min(cores(), 8)
+        threads = max(1, cores() // workers)
+        total = total_of(config)
+        for line in (*_opening(config, dataset, workers, threads), *notes):
+            progress.note(line)
+        _keep_study_file(config)
+        started = time.monotonic()
+        with opened:
+            _reap(opened, progress)
+            if count(opened.trials()).finished < total:
                 _search(opened, state, progress, Orders(config, "", 0, total, threads), workers, started)
-        summary = _summary(opened, state, total, started)
+            summary = _summary(opened, state, total, started)
     progress.close()
     if state.signal is not None:
         raise Interrupted(state.signal)
@@ -144,12 +143,13 @@ def _plural(number: int, what: str) -> str:
 def _search(opened: OpenStudy, state: _State, progress: Progress, orders: Orders, workers: int, started: float) -> None:
     """The launcher's loop: events of workers, deaths, other machines' progress, signals."""
     events: queue.Queue[tuple[_Child, dict[str, Any] | None]] = queue.Queue()
-    state.children = [_spawn(index, orders, events) for index in range(workers)]
     refreshed = reaped = time.monotonic()
     stopping_since: float | None = None
     note_saved = threading.Thread(target=_save_note, args=(opened,), daemon=True)
     note_saved.start()
     try:
+        for index in range(workers):
+            state.children.append(_spawn(index, orders, events))
         while state.children:
             with contextlib.suppress(queue.Empty):
                 child, event = events.get(timeout=0.2)
@@ -178,6 +178,7 @@ def _search(opened: OpenStudy, state: _State, progress: Progress, orders: Orders
     finally:
         for child in state.children:
             _kill(child)
+        for child in state.children:
             opened.hand_back(child.name)
         note_saved.join()
     progress.show(_snapshot(opened, state, orders.total, started))
@@ -205,7 +206,8 @@ def _spawn(index: int, orders: Orders, events: queue.Queue[tuple[_Child, dict[st
     def read() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            events.put((child, json.loads(line)))
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill, or printed by somebody else
+                events.put((child, json.loads(line)))
         events.put((child, None))
 
     assert process.stdin is not None
@@ -257,7 +259,8 @@ def _settle(
         return
     reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     progress.note(f"worker {child.index} died ({reason}); its log is {opened.config.paths.log(child.name)}")
-    for number, retry in opened.reap(lambda owner: owner.get("worker") == child.name):
+    for number, retry in opened.reap(lambda owner: owner.get("worker") != child.name):
+        state.failures_in_a_row += 1
         _note_reaped(progress, number, retry)
     if state.signal is not None:
         return
@@ -274,7 +277,7 @@ def _settle(
 
 
 def _reap(opened: OpenStudy, progress: Progress) -> None:
-    for number, retry in opened.reap(died_here):
+    for number, retry in opened.reap(still_runs):
         _note_reaped(progress, number, retry)
 
 
@@ -329,7 +332,7 @@ def _snapshot(opened: OpenStudy, state: _State, total: int, started: float) -> S
     return Snapshot(
         counts=count(trials),
         total=total,
-        metric=opened.config.metric,
+        metric=opened.metric,
         best=None if best is None else (best.number, float(best.value or 0.0)),
         workers=[replace(child.view) for child in sorted(state.children, key=lambda child: child.index)],
         max_epochs=opened.config.search.max_epochs,
@@ -345,14 +348,19 @@ def _summary(opened: OpenStudy, state: _State, total: int, started: float) -> Su
         total,
         opened.best(trials),
         opened.baseline(trials),
+        opened.gain(trials),
         time.monotonic() - started,
         state.finished,
     )
 
 
 def _keep_study_file(config: StudyConfig) -> None:
-    """A copy of the study file beside what it led to, headed by the command that ran it."""
-    write_text(config.paths.study_file, f"# {config.command('launch')}\n" + Path(config.file).read_text("utf-8"))
+    """A copy of the study file beside what it led to, headed by the command that ran it; without a password."""
+    text = Path(config.file).read_text("utf-8")
+    url = tomllib.loads(text).get("study", {}).get("storage")
+    if url:
+        text = text.replace(url, hide_password(url))
+    write_text(config.paths.study_file, f"# {config.command('launch')}\n{text}")
 
 
 def _save_note(opened: OpenStudy) -> None:

@@ -41,11 +41,11 @@ def new_worker_name(index: int) -> str:
     return f"{index}-{uuid.uuid4().hex[:8]}"
 
 
-def died_here(owner: Mapping[str, Any]) -> bool:
-    """Whether a trial's owner ran on this machine and runs no more."""
+def still_runs(owner: Mapping[str, Any]) -> bool | None:
+    """Whether a trial's owner runs; None where that cannot be told, since it is on another machine."""
     if owner.get("machine") != _machine():
-        return False
-    return bool(_born(owner["pid"]) != owner["born"])
+        return None
+    return bool(_born(owner["pid"]) == owner["born"])
 
 
 def _machine() -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 import torch
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset, statistics
@@ -83,13 +84,13 @@ class Objective:
                     value = self.value_of(result)
                     trial.report(value, result.epoch)
                     self.on_epoch(trial.number, result, value)
-                    if self.should_stop():
+                    if self.should_stop() and result.epoch < config.search.max_epochs:
                         raise Stopped
                     if not attrs.get(BASELINE) and trial.should_prune():
                         raise optuna.TrialPruned(f"after epoch {result.epoch}")
-        except Stopped:
-            raise
-        except BaseException:
+        except (Stopped, KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError):
+            raise  # it is trained again from its beginning, here or elsewhere
+        except Exception:
             self._record(trial, epochs)
             raise
         self._record(trial, epochs)

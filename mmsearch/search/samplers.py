@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mmsearch.config import StudyConfig
 from mmsearch.hyperparameters import Value
 from mmsearch.search.space import distribution, grid
-from mmsearch.search.storage import SLOT
+from mmsearch.search.storage import SLOT, use_current_ranges
 
 
 class SeededSampler(BaseSampler):
@@ -27,8 +27,10 @@ class SeededSampler(BaseSampler):
     new numbers instead of repeating the first ones.
     """
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make, self._seed = make, seed
+    def __init__(
+        self, make: Callable[[int], BaseSampler], seed: int, distributions: dict[str, BaseDistribution]
+    ) -> None:
+        self._make, self._seed, self._distributions = make, seed, distributions
         self._sampler = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -37,8 +39,11 @@ class SeededSampler(BaseSampler):
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the trial's sampler does."""
-        return self._sampler.infer_relative_search_space(study, trial)
+        """As the trial's sampler does, with the ranges as the study file has them now."""
+        found = self._sampler.infer_relative_search_space(study, trial)
+        if isinstance(self._sampler, TPESampler):
+            use_current_ranges(self._sampler, self._distributions)
+        return {name: self._distributions.get(name, known) for name, known in found.items()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -88,18 +93,18 @@ def build_sampler(config: StudyConfig) -> BaseSampler:
     workers apart (Bergstra et al., 2011; Falkner et al., 2018).
     """
     seed, startup = config.study.seed, config.search.startup_trials
+    distributions = {name: distribution(name, d) for name, d in config.dimensions.varying().items()}
     if config.search.sampler == "grid":
-        space = config.dimensions
-        return GridPoints(grid(space, seed), {name: distribution(name, d) for name, d in space.varying().items()})
+        return GridPoints(grid(config.dimensions, seed), distributions)
     if config.search.sampler == "random":
-        return SeededSampler(lambda seed: RandomSampler(seed=seed), seed)
+        return SeededSampler(lambda seed: RandomSampler(seed=seed), seed, distributions)
 
     def tpe(seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
 
-    return SeededSampler(tpe, seed)
+    return SeededSampler(tpe, seed, distributions)
 
 
 def build_pruner(config: StudyConfig) -> BasePruner:
@@ -109,5 +114,6 @@ def build_pruner(config: StudyConfig) -> BasePruner:
             n_startup_trials=config.search.pruner_startup, n_warmup_steps=config.search.pruner_warmup + 1
         )
     if config.search.pruner == "hyperband":
-        return HyperbandPruner(min_resource=1, max_resource=config.search.max_epochs)
+        first_rung = min(config.search.pruner_warmup + 1, config.search.max_epochs)
+        return HyperbandPruner(min_resource=first_rung, max_resource=config.search.max_epochs)
     return NopPruner()

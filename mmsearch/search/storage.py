@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
+from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -56,7 +58,7 @@ class Storage(RDBStorage):
         self.owner: dict[str, Any] | None = None
         self.slots: int | None = None
         sqlite = url.startswith("sqlite")
-        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if sqlite else _postgresql_settings(url)
         try:
             super().__init__(url, engine_kwargs=engine, skip_table_creation=not create)
         except BaseException:
@@ -66,6 +68,10 @@ class Storage(RDBStorage):
         if sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             self.engine.dispose()  # connections that were made before the listener was
+
+    @staticmethod
+    def _fill_storage_url_template(template: str) -> str:
+        return template  # a password or a folder may hold braces
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
@@ -132,17 +138,22 @@ class Storage(RDBStorage):
             trial.state = TrialState.WAITING
         return True
 
-    def fail(self, trial_id: int, reason: str, max_retries: int) -> tuple[bool, int | None]:
+    def fail(
+        self, trial_id: int, reason: str, max_retries: int, owner: Mapping[str, Any] | None = None
+    ) -> tuple[bool, int | None]:
         """Fail a running trial and, if it was not retried `max_retries` times yet, queue a retry: one transaction.
 
-        Returns whether it was still running, and the retry's number, if any. The retry has the same parameters and
-        remembers the number of the first attempt, as Optuna's own retries do.
+        `owner`, where given, is who must still have it. Returns whether it was still running, and the retry's number,
+        if any. The retry has the same parameters and remembers the number of the first attempt, as Optuna's own
+        retries do.
         """
         with _create_scoped_session(self.scoped_session) as session:
             trial = self._lock_running(trial_id, session)
             if trial is None:
                 return False, None
             frozen = self._build_frozen_trial_from_trial_model(trial)
+            if owner is not None and frozen.system_attrs.get(OWNER, {}) != owner:
+                return False, None  # handed back and claimed by another meanwhile
             self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, FAIL_REASON, reason)
             session.flush()
             trial.state = TrialState.FAIL
@@ -163,16 +174,19 @@ class Storage(RDBStorage):
             return True, int(made.number)
 
     def silent(self, study_id: int, seconds: int) -> list[int]:
-        """The ids of running trials whose owner's last heartbeat is older than `seconds`."""
+        """The ids of running trials whose last heartbeat, or start where there is none, is older than `seconds`."""
         with _create_scoped_session(self.scoped_session) as session:
             now = session.execute(sa.select(sa.func.now())).scalar_one().replace(tzinfo=None)
+            last = sa.func.coalesce(models.TrialHeartbeatModel.heartbeat, models.TrialModel._datetime_start_utc)
             found = session.execute(
                 sa.select(models.TrialModel.trial_id)
-                .join(models.TrialHeartbeatModel, models.TrialHeartbeatModel.trial_id == models.TrialModel.trial_id)
+                .outerjoin(
+                    models.TrialHeartbeatModel, models.TrialHeartbeatModel.trial_id == models.TrialModel.trial_id
+                )
                 .where(
                     models.TrialModel.study_id == study_id,
                     models.TrialModel.state == TrialState.RUNNING,
-                    models.TrialHeartbeatModel.heartbeat < now - timedelta(seconds=seconds),
+                    last < now - timedelta(seconds=seconds),
                 )
             )
             return [int(trial_id) for (trial_id,) in found]
@@ -252,20 +266,48 @@ def open_storage(url: str, *, create: bool = False) -> Storage:
         raise StorageError(f"{path}: there is no study yet; `mmsearch launch` makes one")
     try:
         return Storage(url, create=create)
-    except (ImportError, sa.exc.ArgumentError) as error:
+    except (ImportError, ValueError, sa.exc.ArgumentError) as error:
         raise _url_error(url, error) from None
     except (sa.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        if not create and isinstance(_cause(error), sa.exc.ProgrammingError):  # it has no tables
+        if not create and _has_no_tables(_cause(error)):
             raise StorageError(f"{hide_password(url)}: there is no study yet; `mmsearch launch` makes one") from None
         raise storage_error(url, error) from None
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
     """What a database error means to the user, in one sentence and without a password."""
+    return StorageError(f"{hide_password(url)}: {database_message(error)}")
+
+
+def database_message(error: BaseException) -> str:
+    """The database's own words, in one line."""
     cause = _cause(error)
     text = str(getattr(cause, "orig", None) or cause)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return StorageError(f"{hide_password(url)}: {lines[0] if lines else type(error).__name__}")
+    return lines[0] if lines else type(error).__name__
+
+
+def _has_no_tables(error: BaseException) -> bool:
+    original = getattr(error, "orig", None)
+    return type(original).__name__ == "UndefinedTable" or "no such table" in str(original)
+
+
+def _postgresql_settings(url: str) -> dict[str, Any]:
+    """What the budget and the heartbeats rely on, whatever the server's or the user's defaults are."""
+    given = sa.make_url(url).query.get("options", "")
+    options = " ".join([given] if isinstance(given, str) else given)
+    return {
+        "pool_pre_ping": True,
+        "isolation_level": "READ COMMITTED",
+        "connect_args": {"options": f"{options} -c timezone=UTC".strip()},
+    }
+
+
+def use_current_ranges(sampler: TPESampler, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Let a grouped TPE sample from the ranges as they are now; by itself it keeps the first that it saw of each."""
+    group = sampler._search_space_group
+    for space in group.search_spaces if group is not None else ():
+        space.update({name: distributions[name] for name in space if name in distributions})
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -302,7 +344,7 @@ def creation_lock(url: str) -> Iterator[None]:
     try:
         engine = sa.create_engine(url, poolclass=sa.NullPool)
         connection = engine.connect()
-    except (ImportError, sa.exc.ArgumentError) as error:
+    except (ImportError, ValueError, sa.exc.ArgumentError) as error:
         raise _url_error(url, error) from None
     except sa.exc.SQLAlchemyError as error:
         raise storage_error(url, error) from None

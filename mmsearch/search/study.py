@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch
+from mmsearch.paths import write_text
 from mmsearch.search.fingerprint import compare, fingerprint
 from mmsearch.search.samplers import build_pruner, build_sampler
 from mmsearch.search.space import grid, varying
@@ -23,6 +25,7 @@ from mmsearch.spaces import Choices
 
 FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
 TOTAL = "mmsearch:total"
+IDENTITY = "mmsearch:id"
 SILENT_AFTER_S = 120  # a heartbeat comes every 30 s; a native call can hold it up for a while
 
 
@@ -77,6 +80,24 @@ class OpenStudy:
             raise _not_ours(self.config)
         compare(self.config.study.name, stored, fingerprint(self.config, data_fingerprint))
 
+    @property
+    def metric(self) -> str:
+        """The leading metric that the study was begun with."""
+        stored = self.stored_fingerprint()
+        return str(stored["study.metrics"][0]) if stored else self.config.metric
+
+    @property
+    def sign(self) -> int:
+        """1 where greater values are better, -1 where smaller ones are."""
+        return 1 if self.optuna.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+
+    def gain(self, trials: list[FrozenTrial] | None = None) -> float | None:
+        """How much better the best trial is than the defaults; None where either is missing."""
+        best, baseline = self.best(trials), self.baseline(trials)
+        if best is None or baseline is None:
+            return None
+        return self.sign * ((best.value or 0.0) - (baseline.value or 0.0))
+
     def total(self) -> int:
         """The total of the last launch, or else the study file's."""
         stored = self.storage.get_study_system_attrs(self.id).get(TOTAL)
@@ -85,8 +106,7 @@ class OpenStudy:
     def best(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
         """The completed trial with the best value, the first of equals; None where there is none."""
         done = [t for t in (trials or self.trials()) if t.state == TrialState.COMPLETE and t.value is not None]
-        sign = 1 if self.config.direction == "maximize" else -1
-        return max(done, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+        return max(done, key=lambda t: (self.sign * (t.value or 0.0), -t.number), default=None)
 
     def must_have_best(self) -> FrozenTrial:
         """The best trial; raises `NoCompletedTrial`."""
@@ -104,8 +124,8 @@ class OpenStudy:
             None,
         )
 
-    def reap(self, is_dead: Callable[[Mapping[str, Any]], bool]) -> list[tuple[int, int | None]]:
-        """Fail, and queue again, the running trials whose owner is dead or silent.
+    def reap(self, still_runs: Callable[[Mapping[str, Any]], bool | None]) -> list[tuple[int, int | None]]:
+        """Fail, and queue again, the running trials whose owner is dead, or silent where nobody can tell.
 
         Returns each such trial's number with the number of its retry, if it gets one.
         """
@@ -113,13 +133,13 @@ class OpenStudy:
         found: list[tuple[int, int | None]] = []
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.system_attrs.get(OWNER, {})
-            if is_dead(owner):
-                reason = f"the worker died (process {owner.get('pid')} on {owner.get('host')})"
-            elif trial._trial_id in silent:
-                reason = f"the worker was silent for {SILENT_AFTER_S} s ({owner.get('host')})"
-            else:
-                continue
-            was_running, retry = self.storage.fail(trial._trial_id, reason, self.config.search.max_retries)
+            runs = still_runs(owner)
+            if runs or (runs is None and trial._trial_id not in silent):
+                continue  # a living owner may be silent, as after a laptop's sleep
+            reason = f"the worker died (process {owner.get('pid')} on {owner.get('host')})"
+            if runs is None:
+                reason = f"the worker was silent for {SILENT_AFTER_S} s (on {owner.get('host', 'an unknown host')})"
+            was_running, retry = self.storage.fail(trial._trial_id, reason, self.config.search.max_retries, owner)
             if was_running:
                 found.append((trial.number, retry))
         return found
@@ -140,12 +160,18 @@ def count(trials: list[FrozenTrial]) -> Counts:
     return Counts(*(found[state] for state in states))
 
 
+def grid_size(config: StudyConfig) -> int | None:
+    """How many points a study's grid has; None where its sampler is another."""
+    if config.search.sampler != "grid":
+        return None
+    axes = [d.options if isinstance(d, Choices) else d.grid() or () for d in config.dimensions.varying().values()]
+    return math.prod(len(axis) for axis in axes)
+
+
 def total_of(config: StudyConfig) -> int:
     """How many trials a study is to have: as many as asked for, but no more than its grid has points."""
-    if config.search.sampler != "grid":
-        return config.study.trials
-    axes = [d.options if isinstance(d, Choices) else d.grid() or () for d in config.dimensions.varying().values()]
-    return min(config.study.trials, math.prod(len(axis) for axis in axes))
+    size = grid_size(config)
+    return config.study.trials if size is None else min(config.study.trials, size)
 
 
 def open_study(config: StudyConfig) -> OpenStudy:
@@ -184,24 +210,42 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
             optuna.logging.set_verbosity(level)
         opened = open_study(config)
         now, stored = fingerprint(config, data_fingerprint), opened.stored_fingerprint()
-        if stored is None and opened.trials():
+        if (stored is None and opened.trials()) or opened.optuna.direction.name.lower() != config.direction:
             raise _not_ours(config)
         notes = [] if stored is None else compare(config.study.name, stored, now)
+        if stored != now:  # before anything else: whoever dies from here on leaves a study that is known as ours
+            storage.set_study_system_attr(opened.id, FINGERPRINT, now)
+        _own_folder(opened)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            opened.optuna.set_metric_names([config.metric])
         _enqueue(opened)
-        if stored != now:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                opened.optuna.set_metric_names([config.metric])
-            storage.set_study_system_attr(opened.id, FINGERPRINT, now)  # last: only now is the study whole
         storage.set_study_system_attr(opened.id, TOTAL, total_of(config))
         storage.engine.dispose()
     return opened, notes
 
 
+def _own_folder(opened: OpenStudy) -> None:
+    """Mark the study's folder as its own; raises `StudyMismatch` where it holds the files of another of that name."""
+    config = opened.config
+    known = opened.storage.get_study_system_attrs(opened.id).get(IDENTITY)
+    if known is None:
+        known = uuid.uuid4().hex
+        opened.storage.set_study_system_attr(opened.id, IDENTITY, known)
+    mark = config.paths.identity
+    if mark.exists() and mark.read_text(encoding="utf-8").strip() != known:
+        raise StudyMismatch(
+            f"{config.paths.folder} holds the files of another study of that name, from another storage; "
+            "move it away, or choose another name with --study-name"
+        )
+    if not mark.exists():
+        write_text(mark, known + "\n")
+
+
 def _not_ours(config: StudyConfig) -> StudyMismatch:
     return StudyMismatch(
-        f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch; "
-        "choose another with --study-name"
+        f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch, or for another "
+        f"direction than to {config.direction} {config.metric}; choose another with --study-name"
     )
 
 

@@ -63,10 +63,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self.training = False  # only then may a second signal interrupt
 
     def handle(self, signum: int, frame: object) -> None:
         """As a signal handler."""
-        if self.asked.is_set():
+        if self.asked.is_set() and self.training:
             raise KeyboardInterrupt
         self.asked.set()
 
@@ -107,7 +108,7 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     from mmsearch.data.sources import load_dataset
     from mmsearch.search.machine import this_process
     from mmsearch.search.objective import Objective
-    from mmsearch.search.study import count, open_study
+    from mmsearch.search.study import count, grid_size, open_study
     from mmsearch.training.device import choose_device, use_threads
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -118,8 +119,8 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     with open_study(config) as opened:
         opened.storage.budget = orders.total
         opened.storage.owner = this_process(orders.name)
-        if config.search.sampler == "grid":
-            opened.storage.slots = orders.total
+        opened.storage.slots = grid_size(config)
+        opened.check(dataset.fingerprint)
 
         def on_epoch(number: int, result: EpochResult, value: float) -> None:
             emit("epoch", trial=number, epoch=result.epoch, value=value)
@@ -136,13 +137,14 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
                     return
                 stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
                 continue
-            run_trial(opened, objective, trial, emit)
+            run_trial(opened, objective, trial, emit, stop)
 
 
-def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit) -> None:
+def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit, stop: Stop) -> None:
     """Train one claimed trial and settle its state, whatever happens."""
     import optuna
     from optuna.trial import TrialState
+    from sqlalchemy.exc import SQLAlchemyError
 
     from mmsearch.search.objective import Stopped
 
@@ -151,29 +153,42 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     emit("started", trial=trial.number)
     value: float | None = None
     reason: str | None = None
+
+    def taken_over(error: Exception) -> None:
+        """A launcher elsewhere that took us for dead has settled it: its word counts, and its retry is trained."""
+        log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
+        emit("handed_back", trial=trial.number)
+
     with _heartbeat(opened, trial._trial_id):
         try:
+            stop.training = True
             value = objective(trial)
+            stop.training = False
             state = TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (Stopped, KeyboardInterrupt):
+            stop.training = False
             opened.storage.hand_back(trial._trial_id)
             emit("handed_back", trial=trial.number)
             return
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            taken_over(error)
+            return
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError):
+            raise  # not the trial's fault: this process ends, and the launcher has the trial retried
         except Exception as error:
             state = TrialState.FAIL
             reason = str(error) if isinstance(error, MmsearchError) else f"{type(error).__name__}: {error}"
             log.error("trial %d failed: %s\n%s", trial.number, reason, traceback.format_exc())
+    stop.training = False
     try:
         if state == TrialState.FAIL:
             opened.storage.fail(trial._trial_id, reason or "", max_retries=0)
         else:
             opened.optuna.tell(trial, value, state=state)
     except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
-        # a launcher that took us for dead has settled it: its word counts, and its retry is trained elsewhere
-        log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
-        emit("handed_back", trial=trial.number)
+        taken_over(error)
         return
     told = opened.storage.get_trial(trial._trial_id)
     emit(

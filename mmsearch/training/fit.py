@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mmsearch.data.dataset import Split
 from mmsearch.errors import LossNotFinite
@@ -40,8 +41,9 @@ class Scores:
 class EpochResult:
     """One epoch, counted from 1.
 
-    `train` is a running mean over the epoch's batches, as the model was while it learned, with dropout; `valid` is
-    measured after the epoch, without dropout, and None where there are no validation rows. `seconds` is the time of
+    `train` is a running mean over the epoch's batches, as the model was while it learned: with dropout, and of the loss
+    that is minimised, weights and smoothing included. `valid` is measured after the epoch, without dropout, by plain
+    cross-entropy; None where there are no validation rows. `seconds` is the time of
     both; `lr` the learning rate of the last step.
     """
 
@@ -105,7 +107,7 @@ def fit(
         _must_be_finite(seen.loss(), "training", epoch)
         scores = None
         if held_out is not None:
-            scores = Scores.of(evaluate(model, held_out, loss_function))
+            scores = Scores.of(evaluate(model, held_out))
             _must_be_finite(scores.loss, "validation", epoch)
         yield EpochResult(epoch, Scores.of(seen), scores, float(lr), time.perf_counter() - started)
         if scores is not None and patience is not None:
@@ -114,15 +116,18 @@ def fit(
                 return
 
 
-def evaluate(model: MultimodalClassifier, batches: Batches, loss_function: nn.Module) -> Confusion:
-    """Loss and confusion matrix of labelled rows, without dropout and without gradients."""
+def evaluate(model: MultimodalClassifier, batches: Batches) -> Confusion:
+    """Loss and confusion matrix of labelled rows, without dropout and without gradients.
+
+    The loss is plain cross-entropy, so that trials with different class weights or label smoothing compare.
+    """
     model.eval()
     seen = Confusion(model.shapes.classes, batches.rows.device)
     with torch.inference_mode():
         for batch in batches.in_order():
             assert batch.label is not None
             logits = model(batch.image, batch.audio)
-            seen.add(logits, batch.label, loss_function(logits, batch.label))
+            seen.add(logits, batch.label, functional.cross_entropy(logits, batch.label))
     return seen
 
 

@@ -20,9 +20,10 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def build_optimiser(parameters: Iterable[nn.Parameter], hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
     """The optimiser over a model's parameters."""
     name = hyperparameters["optimizer.name"]
-    return OPTIMISERS[name](
-        parameters, lr=hyperparameters["optimizer.lr"], fused=True, **hyperparameters.under(f"optimizer.{name}")
-    )
+    arguments = hyperparameters.under(f"optimizer.{name}")
+    if not arguments.get("momentum", 1):
+        arguments["nesterov"] = False  # without momentum it is the same, and torch refuses it
+    return OPTIMISERS[name](parameters, lr=hyperparameters["optimizer.lr"], fused=True, **arguments)
 
 
 def constant(progress: float) -> float:
