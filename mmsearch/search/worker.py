@@ -26,6 +26,7 @@ from mmsearch.errors import BudgetExhausted, GridExhausted, MmsearchError
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import TrialState
 
     from mmsearch.search.objective import Objective
     from mmsearch.search.study import OpenStudy
@@ -63,13 +64,22 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = threading.Event()
-        self.training = False  # only then may a second signal interrupt
+        self._training = False
 
     def handle(self, signum: int, frame: object) -> None:
         """As a signal handler."""
-        if self.asked.is_set() and self.training:
+        if self.asked.is_set() and self._training:
             raise KeyboardInterrupt
         self.asked.set()
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While a trial trains, and only then, a second signal raises `KeyboardInterrupt`."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
 
 
 def main() -> None:
@@ -142,53 +152,28 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
 
 def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit, stop: Stop) -> None:
     """Train one claimed trial and settle its state, whatever happens."""
-    import optuna
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from mmsearch.search.objective import Stopped
 
     log = logging.getLogger("mmsearch")
     started = time.perf_counter()
     emit("started", trial=trial.number)
-    value: float | None = None
-    reason: str | None = None
-
-    def taken_over(error: Exception) -> None:
-        """A launcher elsewhere that took us for dead has settled it: its word counts, and its retry is trained."""
-        log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
-        emit("handed_back", trial=trial.number)
-
-    with _heartbeat(opened, trial._trial_id):
-        try:
-            stop.training = True
-            value = objective(trial)
-            stop.training = False
-            state = TrialState.COMPLETE
-        except optuna.TrialPruned:
-            state = TrialState.PRUNED
-        except (Stopped, KeyboardInterrupt):
-            stop.training = False
+    try:
+        with _heartbeat(opened, trial._trial_id):
+            state, value, reason = _train(objective, trial, stop)
+        if state == TrialState.WAITING:
             opened.storage.hand_back(trial._trial_id)
             emit("handed_back", trial=trial.number)
             return
-        except optuna.exceptions.UpdateFinishedTrialError as error:
-            taken_over(error)
-            return
-        except (optuna.exceptions.StorageInternalError, SQLAlchemyError):
-            raise  # not the trial's fault: this process ends, and the launcher has the trial retried
-        except Exception as error:
-            state = TrialState.FAIL
-            reason = str(error) if isinstance(error, MmsearchError) else f"{type(error).__name__}: {error}"
-            log.error("trial %d failed: %s\n%s", trial.number, reason, traceback.format_exc())
-    stop.training = False
-    try:
         if state == TrialState.FAIL:
+            log.error("trial %d failed: %s", trial.number, reason)
             opened.storage.fail(trial._trial_id, reason or "", max_retries=0)
         else:
             opened.optuna.tell(trial, value, state=state)
-    except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
-        taken_over(error)
+    except (UpdateFinishedTrialError, ValueError) as error:
+        # a launcher elsewhere that took us for dead has settled it: its word counts, and its retry is trained
+        log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
+        emit("handed_back", trial=trial.number)
         return
     told = opened.storage.get_trial(trial._trial_id)
     emit(
@@ -200,6 +185,33 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
         seconds=round(time.perf_counter() - started, 2),
         reason=reason,
     )
+
+
+def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> tuple[TrialState, float | None, str | None]:
+    """The state that a trial ends in (WAITING: to be handed back), its value, and the reason of a failure.
+
+    What is not the trial's fault is raised: a lost database ends this process, and the launcher has the trial retried.
+    """
+    from optuna import TrialPruned
+    from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+    from optuna.trial import TrialState
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from mmsearch.search.objective import Stopped
+
+    try:
+        with stop.interruptible():
+            return TrialState.COMPLETE, objective(trial), None
+    except TrialPruned:
+        return TrialState.PRUNED, None, None
+    except (Stopped, KeyboardInterrupt):
+        return TrialState.WAITING, None, None
+    except (StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError):
+        raise
+    except Exception as error:
+        logging.getLogger("mmsearch").error("%s", traceback.format_exc())
+        known = isinstance(error, MmsearchError)
+        return TrialState.FAIL, None, str(error) if known else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
