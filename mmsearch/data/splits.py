@@ -41,20 +41,29 @@ def _majority(labels: Index, group: Index, groups: int) -> Index:
 
 def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """Training and validation rows; `fraction` of the training split validates."""
-    train = dataset.train
-    part = assign(train.labels, dataset.groups[train.rows], (1 - fraction, fraction), _generator(seed, 0))
-    fitted, valid = train.only(train.rows[part == 0]), train.only(train.rows[part == 1])
-    _check(dataset, fitted, valid, "validation", fraction)
-    return fitted, valid
+    return _divide(dataset, fraction, _generator(seed, 0), "validation")
 
 
 def split_off_test(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """Training and test rows of a data set that came without a test split."""
+    return _divide(dataset, fraction, _generator(seed, 1), "test")
+
+
+def _divide(dataset: Dataset, fraction: float, rng: np.random.Generator, what: str) -> tuple[Split, Split]:
+    """What stays, and what is held out; raises `DataError` where either would be empty."""
     train = dataset.train
-    part = assign(train.labels, dataset.groups[train.rows], (1 - fraction, fraction), _generator(seed, 1))
-    kept, test = train.only(train.rows[part == 0]), train.only(train.rows[part == 1])
-    _check(dataset, kept, test, "test", fraction)
-    return kept, test
+    part = assign(train.labels, dataset.groups[train.rows], (1 - fraction, fraction), rng)
+    kept, held_out = train.only(train.rows[part == 0]), train.only(train.rows[part == 1])
+    if not len(kept) or not len(held_out):
+        largest, rows = int(np.bincount(dataset.groups[train.rows]).max()), len(train)
+        reason = f"{rows} training rows are too few"
+        if largest > 1:
+            reason = (
+                f"identical images or recordings link {largest} of the {rows} training rows into one group, "
+                "which must not be torn apart"
+            )
+        raise DataError(f"{dataset.source}: no {what} split of {fraction:g} is possible: {reason}")
+    return kept, held_out
 
 
 def some(split: Split, count: int, seed: int) -> Split:
@@ -72,16 +81,3 @@ def some(split: Split, count: int, seed: int) -> Split:
 
 def _generator(seed: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, purpose]))
-
-
-def _check(dataset: Dataset, fitted: Split, held_out: Split, what: str, fraction: float) -> None:
-    if len(fitted) and len(held_out):
-        return
-    largest, rows = int(np.bincount(dataset.groups[dataset.train.rows]).max()), len(dataset.train)
-    reason = f"{rows} training rows are too few"
-    if largest > 1:
-        reason = (
-            f"identical images or recordings link {largest} of the {rows} training rows into one group, "
-            "which must not be torn apart"
-        )
-    raise DataError(f"{dataset.source}: no {what} split of {fraction:g} is possible: {reason}")
