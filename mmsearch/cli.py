@@ -193,7 +193,7 @@ def retrain_best(
         bundle = run(config, on_plan=show.plan, on_epoch=show.epoch)
     metrics = bundle.metrics
     scored = metrics["test"] or metrics["training"]
-    where = f"{scored['rows']} {'test' if metrics['test'] else 'training'} rows"
+    where = f"{scored['rows']} {'test rows' if metrics['test'] else 'training rows, which it has seen'}"
     searched = metrics["searched"]
     print(f"trial       {metrics['trial']} ({searched['metric']} {searched['value']:.4f} on validation rows)")
     print(f"accuracy    {scored['accuracy']:.4f} on {where}")

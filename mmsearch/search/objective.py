@@ -86,7 +86,8 @@ class Objective:
                     self.on_epoch(trial.number, result, value)
                     if self.should_stop() and result.epoch < config.search.max_epochs:
                         raise Stopped
-                    if not attrs.get(BASELINE) and trial.should_prune():
+                    last = result.epoch == config.search.max_epochs  # then there is nothing left to save
+                    if not last and not attrs.get(BASELINE) and trial.should_prune():
                         raise optuna.TrialPruned(f"after epoch {result.epoch}")
         except (Stopped, KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError):
             raise  # it is trained again from its beginning, here or elsewhere
