@@ -15,8 +15,6 @@ from typing import Any
 
 Value = bool | int | float | str
 
-MAX_DEPTH = 5
-
 
 @dataclass(frozen=True)
 class Parameter:

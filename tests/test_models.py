@@ -75,7 +75,9 @@ def test_every_option_and_limit_builds_and_learns(name: str, option: Value) -> N
 @pytest.mark.parametrize("shapes", OTHER_SHAPES)
 @pytest.mark.parametrize("audio_input", ["frames", "flat"])
 def test_other_shapes(shapes: Shapes, audio_input: str) -> None:
-    step(configuration(image__cnn__depth=5, audio__conv1d__depth=5, audio__conv1d__input=audio_input), shapes)
+    deep = configuration(image__cnn__depth=5, audio__conv1d__depth=5, audio__conv1d__input=audio_input)
+    gradients = step(deep, shapes)  # which checks the logits
+    assert max(value for name, value in gradients.items() if name.startswith("head.")) > 0
 
 
 def test_a_parameter_without_gradient_is_named() -> None:
