@@ -15,10 +15,12 @@ from pydantic_core import PydanticCustomError
 
 from mmsearch.errors import StudyFileError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, nearest, show
-from mmsearch.paths import DEFAULT_STUDY, RESERVED_NAMES, StoragePaths, StudyPaths
+from mmsearch.paths import DEFAULT_STUDY, MANIFEST, RESERVED_NAMES, StoragePaths, StudyPaths
 from mmsearch.spaces import Fixed, Range, Space, flatten, parse_dimension
 
-Metric = Literal["macro_f1", "accuracy", "loss"]
+Metric = Literal["macro_f1", "accuracy", "loss", "parameters", "latency_ms"]
+LEADING: tuple[Metric, ...] = ("macro_f1", "accuracy", "loss")  # those that each epoch has
+SMALLER_IS_BETTER: tuple[Metric, ...] = ("loss", "parameters", "latency_ms")
 Size = Annotated[int, Field(ge=1)]
 
 # What the environment may set; the first variable that is set and not empty counts.
@@ -50,7 +52,8 @@ class StudySection(_Section):
     """`[study]`: what the study is called, what it maximises, and where it is kept."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=1)] = ("macro_f1",)
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=5)] = ("macro_f1",)
+    constraints: tuple[str, ...] = ()
     trials: Size = 20
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     folder: str = "../storage"
@@ -61,26 +64,40 @@ class DataSection(_Section):
     """`[data]`: the data set, its shapes, and which rows validate."""
 
     source: str = "demo"
-    validation: Literal["holdout"] = "holdout"
+    validation: Literal["holdout", "three_way", "kfold"] = "holdout"
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    folds: Annotated[int, Field(ge=2, le=50)] = 5
     test: Annotated[float, Field(ge=0, lt=1)] = 0.2
     rows: Annotated[int, Field(ge=10)] | None = None
     image_shape: tuple[Size, Size] | tuple[Size, Size, Size] | None = None
     audio_shape: tuple[Size, Size] | None = None
+    sample_rate: Annotated[int, Field(ge=100, le=768_000)] | None = None
+    audio_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+    skip_broken: bool = False
 
 
 class SearchSection(_Section):
     """`[search]`: who proposes, who prunes, how long a trial may train."""
 
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"] = "tpe"
     startup_trials: Annotated[int, Field(ge=0)] = 10
-    pruner: Literal["median", "hyperband", "none"] = "median"
+    population: Annotated[int, Field(ge=2)] = 20
+    pruner: Literal["median", "percentile", "hyperband", "halving", "patient", "threshold", "wilcoxon", "none"] = (
+        "median"
+    )
     pruner_startup: Annotated[int, Field(ge=0)] = 5
     pruner_warmup: Annotated[int, Field(ge=0)] = 2
+    pruner_percentile: Annotated[float, Field(ge=0, le=100)] = 25.0
+    pruner_patience: Annotated[int, Field(ge=0)] = 2
+    pruner_lower: float | None = None
+    pruner_upper: float | None = None
+    pruner_p: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
     max_epochs: Size = 10
     patience: Size = 3
     max_retries: Annotated[int, Field(ge=0)] = 1
     max_failures: Size = 10
+    init: str | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
@@ -125,7 +142,12 @@ class StudyConfig(_Section):
             except ValueError as error:
                 glue = " " if name not in TABLE else ": "
                 raise StudyFileError(f'{self.file}: [space] "{name}"{glue}{error}') from None
-        return Space(found)
+        return Space(found, {"data.audio": "waveforms" if self.waveforms else "features"})
+
+    @property
+    def waveforms(self) -> bool:
+        """Whether the audio rows are waveforms, of which each configuration computes its features."""
+        return self.data.sample_rate is not None or (Path(self.data.source) / MANIFEST).is_file()
 
     @cached_property
     def configurations(self) -> tuple[Hyperparameters, ...]:
@@ -198,7 +220,7 @@ def load_config(
     study, data = tree["study"], tree["data"]
     study.setdefault("name", path.stem)
     study.setdefault("folder", StudySection.model_fields["folder"].default)
-    for section, key in ((study, "folder"), (data, "source")):
+    for section, key in ((study, "folder"), (data, "source"), (tree["search"], "init")):
         if isinstance(section.get(key), str):
             section[key] = _locate(section[key], path.parent, key, str(path))
     if isinstance(study.get("storage"), str):
@@ -257,7 +279,7 @@ def _locate(text: str, base: Path, key: str, label: str) -> str:
     try:
         return os.path.normpath(base.resolve() / Path(text).expanduser())
     except RuntimeError:
-        section = "data" if key == "source" else "study"
+        section = {"source": "data", "init": "search"}.get(key, "study")
         raise StudyFileError(f'{label}: [{section}] {key} = "{text}": there is no such user') from None
 
 

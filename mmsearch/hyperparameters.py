@@ -3,6 +3,7 @@
 A name is used three times, unchanged: in a study file's `[space]`, as the Optuna parameter's name, and (its last part)
 as the keyword argument of the class or function that it configures: `image.cnn.kernel` is `kernel` of the class
 that `image.encoder = "cnn"` names. `filters_1`, `filters_2`, ... arrive there together, as the tuple `filters`.
+The one parent that is no parameter is `data.audio`: "waveforms" or "features", as the data set has it.
 """
 
 from __future__ import annotations
@@ -102,38 +103,83 @@ def _layers(name: str, defaults: Sequence[int], depth: int, what: str) -> list[P
     return [
         Parameter("depth", depth, f"number of {what} layers", 1, len(defaults)),
         *(
-            Parameter(
-                f"{name}_{i}",
-                width,
-                f"{name} of {what} layer {i}",
-                4,
-                1024,
-                requires=(("depth", tuple(range(i, len(defaults) + 1))),),
-            )
+            Parameter(f"{name}_{i}", width, f"{name} of {what} layer {i}", 4, 1024, requires=_from(i, len(defaults)))
             for i, width in enumerate(defaults, 1)
         ),
     ]
 
 
-def _convolution() -> list[Parameter]:
+def _from(layer: int, layers: int) -> tuple[tuple[str, tuple[Value, ...]], ...]:
+    """What a row requires that applies where there are so many layers or more."""
+    return (("depth", tuple(range(layer, layers + 1))),)
+
+
+_ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "elu")
+_KERNELS = (3, 5, 7, 9)
+_RATE = 0.9  # a greater dropout leaves nothing to learn from
+_TOKEN_UNITS = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # each a multiple of each number of heads
+
+
+def _activation(default: str = "relu") -> Parameter:
+    return _choice("activation", _ACTIVATIONS, default, "what follows each layer")
+
+
+def _convolution(*kinds: str) -> list[Parameter]:
+    kinds = ("plain", "spatial", *kinds)
     return [
-        _choice("kernel", (3, 5, 7, 9), 3, "kernel size of each convolution"),
-        _choice("batch_norm", (True, False), True, "batch normalisation after each convolution"),
-        Parameter("dropout", 0.0, "dropout after each block", 0.0, 0.9),
+        _choice("norm", ("batch", "group", "layer", "none"), "batch", "normalisation after each convolution"),
+        _activation(),
+        Parameter("dropout", 0.0, "dropout after each block", 0.0, _RATE),
+        _choice("dropout_kind", kinds, "plain", _dropout_help(kinds)),
     ]
+
+
+def _dropout_help(kinds: Sequence[str]) -> str:
+    what = {"plain": "single values", "spatial": "whole channels", "drop_path": "whole residual branches of a row"}
+    return "what is dropped: " + ", ".join(f"{what[kind]} ({kind})" for kind in kinds)
+
+
+def _kernel() -> Parameter:
+    return _choice("kernel", _KERNELS, 3, "kernel size of each convolution")
 
 
 def _mlp() -> list[Parameter]:
     return [
         *_layers("units", (256, 128, 128), 2, "dense"),
-        Parameter("dropout", 0.2, "dropout after each layer", 0.0, 0.9),
+        _choice("norm", ("none", "batch", "layer"), "none", "normalisation after each dense layer"),
+        _activation(),
+        Parameter("dropout", 0.2, "dropout after each layer", 0.0, _RATE),
     ]
 
 
-_ROWS: list[Parameter] = [
+def _attention(units: int, depth: int) -> list[Parameter]:
+    return [
+        _choice("units", _TOKEN_UNITS, units, "width of each token"),
+        Parameter("depth", depth, "number of self-attention blocks", 1, 12),
+        _choice("heads", (1, 2, 4, 8), 4, "attention heads, which share the width"),
+        Parameter("ratio", 2, "width of the feed-forward layers, in widths of a token", 1, 8),
+        _activation("gelu"),
+        Parameter("dropout", 0.0, "dropout of each residual branch", 0.0, _RATE),
+        _choice("dropout_kind", ("plain", "drop_path"), "plain", _dropout_help(("plain", "drop_path"))),
+    ]
+
+
+def _frames(window_ms: int = 25, hop_ms: int = 10) -> list[Parameter]:
+    return [
+        Parameter("window_ms", window_ms, "length of each frame's window, in milliseconds", 2, 1000),
+        Parameter("hop_ms", hop_ms, "time from frame to frame, in milliseconds", 1, 1000),
+    ]
+
+
+def _bands() -> Parameter:
+    return Parameter("bands", 40, "mel bands", 4, 256)
+
+
+_TRAINING = [
     Parameter("batch_size", 64, "rows in a training step", 2, 8192),
     _choice("optimizer.name", ("adam", "adamw", "sgd"), "adamw", "the optimiser"),
     Parameter("optimizer.lr", 1e-3, "learning rate (the peak, where a schedule warms up)", 1e-7, 10.0),
+    Parameter("optimizer.clip", 0.0, "greatest norm of a step's gradient; 0 clips nothing", 0.0, 1e4),
     *_under(
         "optimizer.name",
         "adam",
@@ -169,20 +215,111 @@ _ROWS: list[Parameter] = [
         "schedule.onecycle",
         Parameter("warmup", 0.3, "share of the training steps that rise to the peak", 0.01, 0.9),
     ),
-    _choice(
-        "loss.name", ("cross_entropy", "weighted_cross_entropy"), "cross_entropy", "weighted: by inverse class size"
+    _choice("loss.name", ("cross_entropy", "focal"), "cross_entropy", "focal: rows that are easy count less"),
+    *_under(
+        "loss.name",
+        "focal",
+        "loss.focal",
+        Parameter("gamma", 2.0, "how much less easy rows count; 0: as much", 0.0, 10.0),
     ),
+    _choice("loss.class_weights", ("none", "balanced"), "none", "balanced: rows count by inverse class size"),
     Parameter("loss.label_smoothing", 0.0, "share of the target spread over all classes", 0.0, 0.5),
-    _choice("image.encoder", ("cnn", "mlp"), "cnn", "how images are encoded"),
+    Parameter("loss.l1", 0.0, "L1 penalty: so much times the sum of the weights' sizes", 0.0, 1.0),
+    Parameter("ema.decay", 0.0, "moving average of the weights: share kept in each step; 0 keeps none", 0.0, 0.99999),
+    Parameter("transfer.freeze_epochs", 0, "first epochs in which the weights of `init` stay as they are", 0, 1000),
+]
+
+_AUGMENTATION = [
+    Parameter("augment.image.rotation", 0.0, "rotate by at most so many degrees", 0.0, 180.0),
+    Parameter("augment.image.shift", 0.0, "shift by at most this share of height and width", 0.0, 0.5),
+    Parameter("augment.image.zoom", 0.0, "zoom in or out by at most this share", 0.0, 0.9),
+    Parameter("augment.image.crop", 0.0, "cut away at most this share of the area, and resize", 0.0, 0.9),
+    Parameter("augment.image.flip_horizontal", 0.0, "probability to swap left and right", 0.0, 1.0),
+    Parameter("augment.image.flip_vertical", 0.0, "probability to swap top and bottom", 0.0, 1.0),
+    Parameter("augment.image.noise", 0.0, "deviation of noise on pixels from 0 to 1", 0.0, 1.0),
+    Parameter("augment.image.erasing", 0.0, "erase a rectangle of at most this share of the area", 0.0, 0.9),
+    Parameter("augment.audio.time_mask", 0.0, "mask a run of at most this share of the frames", 0.0, 0.9),
+    Parameter("augment.audio.frequency_mask", 0.0, "mask a run of at most this share of the coefficients", 0.0, 0.9),
+    Parameter("augment.audio.shift", 0.0, "shift in time by at most this share of the frames", 0.0, 0.5),
+    Parameter("augment.audio.noise", 0.0, "deviation of noise, in deviations of each coefficient", 0.0, 5.0),
+    Parameter("augment.mixup", 0.0, "mix pairs of rows: alpha of the beta distribution; 0 mixes none", 0.0, 10.0),
+]
+
+_IMAGE = [
+    _choice("image.encoder", ("cnn", "paired_cnn", "resnet", "vit", "mlp"), "cnn", "how images are encoded"),
     *_under(
         "image.encoder",
         "cnn",
         "image.cnn",
         *_layers("filters", (16, 32, 64, 128, 128), 3, "convolution"),
+        _kernel(),
         *_convolution(),
     ),
+    *_under(
+        "image.encoder",
+        "paired_cnn",
+        "image.paired_cnn",
+        *_layers("filters", (16, 32, 64), 2, "paired"),
+        *(
+            _choice(
+                f"kernel_{i}", _KERNELS, size, f"kernel of both convolutions of paired layer {i}", requires=_from(i, 3)
+            )
+            for i, size in enumerate((5, 3, 3), 1)
+        ),
+        *_convolution(),
+    ),
+    *_under(
+        "image.encoder",
+        "resnet",
+        "image.resnet",
+        *_layers("filters", (16, 32, 64, 128), 3, "stage"),
+        Parameter("blocks", 1, "residual blocks in each stage", 1, 6),
+        *_convolution("drop_path"),
+    ),
+    *_under(
+        "image.encoder",
+        "vit",
+        "image.vit",
+        Parameter("patch", 4, "height and width of a patch, in pixels", 1, 64),
+        *_attention(64, 3),
+    ),
     *_under("image.encoder", "mlp", "image.mlp", *_mlp()),
-    _choice("audio.encoder", ("conv1d", "mlp"), "conv1d", "how audio is encoded"),
+]
+
+_AUDIO = [
+    _choice(
+        "features.name",
+        ("stft", "log_mel", "mfcc", "chroma"),
+        "log_mel",
+        "what is computed from waveforms",
+        requires=(("data.audio", ("waveforms",)),),
+    ),
+    *_under(
+        "features.name",
+        "stft",
+        "features.stft",
+        *_frames(),
+        _choice("log", (True, False), False, "the magnitude's logarithm instead of the magnitude"),
+    ),
+    *_under("features.name", "log_mel", "features.log_mel", *_frames(), _bands()),
+    *_under(
+        "features.name",
+        "mfcc",
+        "features.mfcc",
+        *_frames(),
+        _bands(),
+        Parameter("coefficients", 13, "cepstral coefficients, at most as many as bands", 2, 64),
+        Parameter("deltas", 2, "orders of differences in time that are added", 0, 2),
+        _choice("energy", (True, False), True, "the frame's log energy in place of the first coefficient"),
+    ),
+    *_under("features.name", "chroma", "features.chroma", *_frames(100, 25)),
+    _choice(
+        "audio.scale",
+        ("standard", "maximum"),
+        "standard",
+        "by the training rows' mean and deviation of each coefficient, or by their greatest value",
+    ),
+    _choice("audio.encoder", ("conv1d", "conv2d", "mlp", "rnn", "transformer"), "conv1d", "how audio is encoded"),
     *_under(
         "audio.encoder",
         "conv1d",
@@ -194,18 +331,64 @@ _ROWS: list[Parameter] = [
             "convolve over time with coefficients as channels, or one flat vector",
         ),
         *_layers("filters", (32, 64, 64, 128, 128), 2, "convolution"),
+        _kernel(),
+        *_convolution(),
+    ),
+    *_under(
+        "audio.encoder",
+        "conv2d",
+        "audio.conv2d",
+        *_layers("filters", (16, 32, 64, 128), 2, "convolution"),
+        _kernel(),
         *_convolution(),
     ),
     *_under("audio.encoder", "mlp", "audio.mlp", *_mlp()),
-    _choice("fusion.name", ("concat", "gated"), "concat", "how the two embeddings become one"),
+    *_under(
+        "audio.encoder",
+        "rnn",
+        "audio.rnn",
+        _choice("cell", ("lstm", "gru"), "lstm", "the recurrent cell"),
+        Parameter("units", 128, "width of each direction's state", 4, 1024),
+        Parameter("depth", 1, "number of recurrent layers", 1, 4),
+        _choice("bidirectional", (True, False), True, "read the frames backwards too"),
+        Parameter("dropout", 0.0, "dropout after each layer", 0.0, _RATE),
+    ),
+    *_under("audio.encoder", "transformer", "audio.transformer", *_attention(64, 2)),
+]
+
+_FUSION = [
+    _choice(
+        "fusion.name", ("concat", "gated", "lstm", "attention", "late"), "concat", "how the two modalities become one"
+    ),
+    Parameter(
+        "fusion.modality_dropout", 0.0, "share of training rows that lose one modality, image or audio", 0.0, _RATE
+    ),
     *_under("fusion.name", "gated", "fusion.gated", Parameter("units", 128, "width of the gated embedding", 4, 1024)),
+    *_under(
+        "fusion.name",
+        "lstm",
+        "fusion.lstm",
+        Parameter("embed", 128, "width of each step: image, then audio", 4, 1024),
+        Parameter("hidden", 256, "width of the state", 4, 1024),
+    ),
+    *_under("fusion.name", "attention", "fusion.attention", *_attention(64, 1)),
     Parameter("head.depth", 1, "number of dense layers before the logits", 0, 3),
     Parameter("head.units", 128, "width of each dense layer", 4, 4096, requires=(("head.depth", (1, 2, 3)),)),
-    Parameter("head.dropout", 0.3, "dropout before each layer of the head", 0.0, 0.9),
+    _choice(
+        "head.norm",
+        ("none", "batch", "layer"),
+        "none",
+        "normalisation after each dense layer",
+        requires=(("head.depth", (1, 2, 3)),),
+    ),
+    _choice(
+        "head.activation", _ACTIVATIONS, "relu", "what follows each dense layer", requires=(("head.depth", (1, 2, 3)),)
+    ),
+    Parameter("head.dropout", 0.3, "dropout before each layer of the head", 0.0, _RATE),
 ]
 
 # Parents stand before the parameters that depend on them: one walk down the table decides what applies.
-TABLE: Mapping[str, Parameter] = {row.name: row for row in _ROWS}
+TABLE: Mapping[str, Parameter] = {row.name: row for row in (*_TRAINING, *_AUGMENTATION, *_IMAGE, *_AUDIO, *_FUSION)}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+MANIFEST = "manifest.csv"  # of a data folder that holds image and audio files
 DEFAULT_STUDY = Path("studies/digits.toml")
 RESERVED_NAMES = ("studies.db", "artifacts", "cache")  # of a storage folder, beside a folder a study
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Parameter, Value, nearest, show
@@ -75,25 +75,29 @@ Dimension = Fixed | Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions that a study file names; what it leaves out is fixed at the program's default."""
+    """The dimensions that a study file names; what it leaves out is fixed at the program's default.
+
+    `given` is what is known from elsewhere and decides what applies: of `data.audio`, what the data set has.
+    """
 
     dimensions: Mapping[str, Dimension]
+    given: Mapping[str, Value] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Dimension:
         return self.dimensions.get(name) or Fixed(TABLE[name].default)
 
     def walk(self, pick: Callable[[str, Range | Choices], Value]) -> Hyperparameters:
         """One configuration: down the table, fixed values as they are and `pick` for what varies and applies."""
-        values: dict[str, Value] = {}
+        values: dict[str, Value] = dict(self.given)
         for name, parameter in TABLE.items():
             if parameter.applies(values):
                 dimension = self[name]
                 values[name] = dimension.value if isinstance(dimension, Fixed) else pick(name, dimension)
-        return Hyperparameters(values)
+        return Hyperparameters({name: value for name, value in values.items() if name in TABLE})
 
     def _reachable(self) -> dict[str, set[Value] | None]:
         """What applies to some configuration, with the values it can have there; None stands for any number."""
-        found: dict[str, set[Value] | None] = {}
+        found: dict[str, set[Value] | None] = {name: {value} for name, value in self.given.items()}
         for name, parameter in TABLE.items():
             if any(
                 parent not in found or ((seen := found[parent]) is not None and not seen & set(allowed))
@@ -105,7 +109,7 @@ class Space:
                 found[name] = set(range(int(dimension.low), int(dimension.high) + 1)) if dimension.whole else None
             else:
                 found[name] = {dimension.value} if isinstance(dimension, Fixed) else set(dimension.options)
-        return found
+        return {name: values for name, values in found.items() if name in TABLE}
 
     def varying(self) -> dict[str, Range | Choices]:
         """What varies in some configuration, in the table's order."""
