@@ -11,7 +11,7 @@ import torch
 from mmsearch.data.dataset import Shapes, Split, statistics
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
-from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Embedding, register
+from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Encoder, Fusion, register
 from mmsearch.spaces import Fixed, Space
 
 SHAPES = Shapes((1, 28, 28), (39, 13), 10)
@@ -64,7 +64,9 @@ def test_every_option_and_limit_builds_and_learns(name: str, option: Value) -> N
     parents = dict(TABLE[name].requires)
     for parent in list(parents):
         parents |= dict(TABLE[parent].requires)
-    given = {parent: Fixed(allowed[0]) for parent, allowed in parents.items()}
+    given = {parent: Fixed(allowed[0]) for parent, allowed in parents.items() if parent in TABLE}
+    if name.endswith("dropout_kind"):
+        given[name.removesuffix("_kind")] = Fixed(0.3)
     value = TABLE[name].kind(option)
     made = Space({**given, name: Fixed(value)}).configuration({})
     assert made[name] == value
@@ -81,7 +83,7 @@ def test_other_shapes(shapes: Shapes, audio_input: str) -> None:
 
 
 def test_a_parameter_without_gradient_is_named() -> None:
-    class Lazy(Embedding):
+    class Lazy(Fusion):
         def __init__(self, image_width: int, audio_width: int) -> None:
             super().__init__()
             self.width = image_width
@@ -101,10 +103,10 @@ def test_a_parameter_without_gradient_is_named() -> None:
 
 
 def test_another_encoder_is_one_class() -> None:
-    registry: dict[str, type[Embedding]] = {}
+    registry: dict[str, type[Encoder]] = {}
 
     @register("mean", registry)
-    class Mean(Embedding):
+    class Mean(Encoder):
         pass
 
     assert registry == {"mean": Mean}
@@ -131,6 +133,13 @@ def test_widths_follow_the_parameters() -> None:
     large = build_model(configuration(image__cnn__filters_1=64, head__units=256), SHAPES).parameter_count()
     assert small < large
     model = build_model(configuration(image__cnn__depth=2, image__cnn__kernel=5, head__depth=0), SHAPES)
+    pairs = build_model(configuration(image__encoder="paired_cnn"), SHAPES).image_encoder.modules()
+    assert [(m.out_channels, m.kernel_size[0]) for m in pairs if isinstance(m, torch.nn.Conv2d)] == [
+        (16, 5),
+        (16, 5),
+        (32, 3),
+        (32, 3),
+    ]
     convolutions = [m for m in model.image_encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(m.out_channels, m.kernel_size) for m in convolutions] == [(16, (5, 5)), (32, (5, 5))]
     assert [m.out_features for m in model.head if isinstance(m, torch.nn.Linear)] == [10]
