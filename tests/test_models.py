@@ -7,12 +7,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
+from mmsearch.config import load_config
 from mmsearch.data.dataset import Shapes, Split, statistics
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
+from mmsearch.models.fusion import WeightedLogits
+from mmsearch.models.layers import DropPath
 from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Encoder, Fusion, register
-from mmsearch.spaces import Fixed, Space
+from mmsearch.spaces import Choices, Fixed, Range, Space
 
 SHAPES = Shapes((1, 28, 28), (39, 13), 10)
 OTHER_SHAPES = (Shapes((3, 40, 60), (20, 5), 3), Shapes((1, 5, 7), (100, 1), 2), Shapes((1, 1, 1), (1, 1), 2))
@@ -76,10 +80,128 @@ def test_every_option_and_limit_builds_and_learns(name: str, option: Value) -> N
 
 @pytest.mark.parametrize("shapes", OTHER_SHAPES)
 @pytest.mark.parametrize("audio_input", ["frames", "flat"])
-def test_other_shapes(shapes: Shapes, audio_input: str) -> None:
+def test_deep_networks_on_other_shapes(shapes: Shapes, audio_input: str) -> None:
     deep = configuration(image__cnn__depth=5, audio__conv1d__depth=5, audio__conv1d__input=audio_input)
     gradients = step(deep, shapes)  # which checks the logits
     assert max(value for name, value in gradients.items() if name.startswith("head.")) > 0
+
+
+@pytest.mark.parametrize("shapes", OTHER_SHAPES)
+@pytest.mark.parametrize(("image", "audio"), [*zip(sorted(IMAGE_ENCODERS), sorted(AUDIO_ENCODERS), strict=True)])
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_every_choice_on_other_shapes(shapes: Shapes, image: str, audio: str, fusion: str) -> None:
+    gradients = step(configuration(image__encoder=image, audio__encoder=audio, fusion__name=fusion), shapes)
+    assert max(value for name, value in gradients.items() if name.startswith("head.")) > 0
+
+
+def test_a_patch_larger_than_the_image_and_one_that_does_not_divide_it() -> None:
+    for patch in (5, 64):
+        made = configuration(image__encoder="vit", image__vit__patch=patch)
+        assert dead(step(made, Shapes((3, 12, 17), (39, 13), 3), rows=16)) == []
+
+
+@pytest.mark.parametrize("name", sorted(IMAGE_ENCODERS))
+def test_an_embedding_is_made_of_the_tokens(name: str) -> None:
+    model = build_model(configuration(image__encoder=name), SHAPES).eval()
+    images = torch.rand(3, 1, 28, 28)
+    tokens, embedding = model.image_encoder.tokens(images), model.image_encoder(images)
+    assert tokens.shape[::2] == (3, model.image_encoder.token_width)
+    assert embedding.shape == (3, model.image_encoder.width)
+    assert torch.allclose(embedding, model.image_encoder.summarise(tokens))
+
+
+def test_a_recurrent_network_reads_every_frame_in_both_directions() -> None:
+    both = configuration(audio__encoder="rnn", audio__rnn__bidirectional=True)
+    encoder = build_model(both, Shapes((1, 28, 28), (6, 13), 10)).eval().audio_encoder
+    audio = torch.randn(1, 6, 13)
+    before = encoder(audio)
+    for frame in (0, 5):
+        changed = audio.clone()
+        changed[0, frame] += 5
+        moved = (encoder(changed) - before).abs() > 1e-7
+        assert moved[0, :128].any()  # forwards
+        assert moved[0, 128:].any()  # backwards
+
+
+def test_late_fusion_mixes_the_logits_of_two_heads() -> None:
+    model = build_model(configuration(fusion__name="late", head__dropout=0.0), SHAPES).eval()
+    image, audio = torch.rand(5, 1, 28, 28), torch.randn(5, 39, 13)
+    assert isinstance(model.head, WeightedLogits)
+    own = [head(encoder(x)) for head, encoder, x in zip(
+        model.head.heads, (model.image_encoder, model.audio_encoder), (image, audio), strict=True
+    )]  # fmt: skip
+    assert torch.allclose(model(image, audio), (own[0] + own[1]) / 2, atol=1e-6)
+    with torch.no_grad():
+        model.head.weights.copy_(torch.tensor([20.0, -20.0]))
+    assert torch.allclose(model(image, audio), own[0], atol=1e-5)
+
+
+def test_attention_sees_the_other_modality() -> None:
+    model = build_model(configuration(fusion__name="attention"), SHAPES).eval()
+    image, audio = torch.rand(1, 1, 28, 28), torch.randn(1, 39, 13)
+    fused = [model.embed(image, sound) for sound in (audio, audio + torch.randn(1, 39, 13))]
+    half = fused[0].shape[1] // 2
+    assert not torch.allclose(fused[0][:, :half], fused[1][:, :half])  # the image's part
+
+
+def test_modality_dropout_loses_one_modality_of_some_rows_in_training_only() -> None:
+    rng = np.random.default_rng(0)
+    rows = 4000
+    split = Split(rng.random((rows, 1, 4, 4)), rng.normal(2, 3, (rows, 5, 2)), None, np.arange(rows), 1.0)
+    found = statistics(split)
+    model = build_model(
+        configuration(fusion__modality_dropout=0.3, image__encoder="mlp"), Shapes((1, 4, 4), (5, 2), 2), found
+    )
+    image, audio = torch.from_numpy(split.image).float(), torch.from_numpy(split.audio).float()
+    lost_image, lost_audio = (
+        (after == torch.from_numpy(mean)).flatten(1).all(1)
+        for after, mean in zip(model._lose_some(image, audio), (found.mean_image, found.mean_audio), strict=True)
+    )
+    assert not (lost_image & lost_audio).any()
+    for share in (lost_image, lost_audio):
+        assert float(share.float().mean()) == pytest.approx(0.15, abs=0.03)
+    assert torch.equal(model.eval()(image, audio), model(image, audio))
+    assert not torch.equal(model.train()(image[:200], audio[:200]), model(image[:200], audio[:200]))
+
+
+def test_a_dropped_path_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    path = DropPath(0.25)
+    out = path(torch.ones(20_000, 2, 1))
+    assert sorted(set(out.flatten().tolist())) == [0.0, pytest.approx(4 / 3)]
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert float(out.mean()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(path.eval()(torch.ones(3, 2)), torch.ones(3, 2))
+
+
+def random_configuration(space: Space, rng: np.random.Generator) -> Hyperparameters:
+    def pick(name: str, dimension: Range | Choices) -> Value:
+        if isinstance(dimension, Choices):
+            return dimension.options[int(rng.integers(len(dimension.options)))]
+        points = dimension.grid()
+        if points is not None:
+            return points[int(rng.integers(len(points)))]
+        return float(np.exp(rng.uniform(*np.log([dimension.low, dimension.high])))) if dimension.log else float(
+            rng.uniform(dimension.low, dimension.high)
+        )  # fmt: skip
+
+    return space.walk(pick)
+
+
+@pytest.mark.slow
+def test_the_wide_study_builds_wherever_it_goes_and_stays_small() -> None:
+    space = load_config(ROOT / "studies" / "wide.toml").dimensions
+    rng, chosen, largest = np.random.default_rng(0), set(), 0
+    for draw in range(2000):
+        made = random_configuration(space, rng)
+        chosen |= {(name, made[name]) for name in ("image.encoder", "audio.encoder", "fusion.name")}
+        with torch.device("meta"):  # all of the building, without the memory
+            largest = max(largest, build_model(made, SHAPES).parameter_count())
+        if draw % 40 == 0:
+            step(made, SHAPES)  # which checks the logits
+    assert largest <= 20_000_000
+    choices = ("image.encoder", "audio.encoder", "fusion.name")
+    assert chosen == {(name, option) for name in choices for option in TABLE[name].options}
 
 
 def test_a_parameter_without_gradient_is_named() -> None:
@@ -142,4 +264,4 @@ def test_widths_follow_the_parameters() -> None:
     ]
     convolutions = [m for m in model.image_encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(m.out_channels, m.kernel_size) for m in convolutions] == [(16, (5, 5)), (32, (5, 5))]
-    assert [m.out_features for m in model.head if isinstance(m, torch.nn.Linear)] == [10]
+    assert [m.out_features for m in model.head.children() if isinstance(m, torch.nn.Linear)] == [10]
