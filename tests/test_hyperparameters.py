@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch.config import StudyConfig, StudySection
+from mmsearch.config import DataSection, StudyConfig, StudySection
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Parameter, Value, nearest
 from mmsearch.spaces import Choices, Fixed, Range, Space
 
 QUICK = settings(max_examples=60, deadline=None)
 
 
-def space_of(nodes: dict[str, Any]) -> Space:
-    """A `[space]` as a study file gives it."""
-    return StudyConfig(file="s.toml", study=StudySection(name="s"), space=nodes).dimensions
+def space_of(nodes: dict[str, Any], rate: int | None = None) -> Space:
+    """A `[space]` as a study file gives it, for rows of features or, with a rate, of waveforms."""
+    data = DataSection(sample_rate=rate)
+    return StudyConfig(file="s.toml", study=StudySection(name="s"), data=data, space=nodes).dimensions
 
 
 @st.composite
@@ -62,7 +63,14 @@ def nodes(parameter: Parameter) -> st.SearchStrategy[Any]:
 
 
 NUMBERS = [parameter for parameter in TABLE.values() if not parameter.options]
-SPACES = st.fixed_dictionaries({}, optional={name: nodes(parameter) for name, parameter in TABLE.items()}).map(space_of)
+CHOICES = [name for name in TABLE if name.endswith((".name", ".encoder", ".depth"))]
+SPACES = st.builds(
+    space_of,
+    st.lists(st.sampled_from(CHOICES) | st.sampled_from(list(TABLE)), max_size=20, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: nodes(TABLE[name]) for name in names})
+    ),
+    st.sampled_from([None, 8000]),
+)
 
 
 def pick(rng: random.Random, name: str, dimension: Range | Choices) -> Value:
@@ -77,14 +85,14 @@ def pick(rng: random.Random, name: str, dimension: Range | Choices) -> Value:
 
 
 def test_parents_stand_before_their_children() -> None:
-    seen: set[str] = set()
+    seen = {"data.audio"}  # which is the data set's
     for name, parameter in TABLE.items():
         assert name == parameter.name
         for parent, allowed in parameter.requires:
             assert parent in seen, f"{name} depends on {parent}, which stands below it"
             assert allowed
             for value in allowed:
-                assert TABLE[parent].check(value) == value
+                assert parent not in TABLE or TABLE[parent].check(value) == value
         seen.add(name)
 
 
@@ -120,10 +128,11 @@ def test_a_walk_yields_exactly_what_applies(space: Space, seed: int) -> None:
         return pick(rng, name, dimension)
 
     made = space.walk(choose)
+    known = {**space.given, **made}
     applies = {
         name
         for name, parameter in TABLE.items()
-        if all(parent in made and made[parent] in allowed for parent, allowed in parameter.requires)
+        if all(known.get(parent) in allowed for parent, allowed in parameter.requires)
     }
     assert set(made) == applies
     assert list(made) == [name for name in TABLE if name in applies]
@@ -192,7 +201,8 @@ def test_a_grid_holds_the_values_of_its_range(drawn: tuple[Parameter, dict[str, 
     ("space", "values", "fragments"),
     [
         ({}, {"optimizer.rl": 1e-3}, ['"optimizer.rl" is not a hyperparameter', 'did you mean "optimizer.lr"?']),
-        ({}, {"image.encoder": "resnet"}, ['"image.encoder"', '"resnet" is not one of "cnn", "mlp"']),
+        ({}, {"fusion.name": "sum"}, ['"fusion.name"', '"sum" is not one of "concat", "gated"']),
+        ({}, {"features.name": "mfcc"}, ['"features.name" does not apply', 'data.audio = "waveforms"']),
         ({}, {"batch_size": 32}, ['"batch_size" is fixed at 64', "not 32"]),
         ({"batch_size": [16, 32]}, {"batch_size": 64}, ['"batch_size" = 64', "choices of [space]: 16, 32"]),
         ({"head.depth": {"low": 1, "high": 2}}, {"head.depth": 3}, ['"head.depth" = 3', "1 to 2"]),
@@ -239,7 +249,7 @@ def test_numbered_widths_arrive_as_one_tuple(choice: str, value: str, prefix: st
 
 def test_what_has_no_numbered_widths_keeps_its_depth() -> None:
     made = space_of({}).configuration({})
-    assert made.under("head") == {"depth": 1, "units": 128, "dropout": 0.3}
+    assert made.under("head") == {"depth": 1, "units": 128, "norm": "none", "activation": "relu", "dropout": 0.3}
     assert made.under("fusion.concat") == {}
     assert Hyperparameters({"a.b": 1, "ab.c": 2}).under("a") == {"b": 1}
 
