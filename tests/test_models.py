@@ -265,3 +265,11 @@ def test_widths_follow_the_parameters() -> None:
     convolutions = [m for m in model.image_encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(m.out_channels, m.kernel_size) for m in convolutions] == [(16, (5, 5)), (32, (5, 5))]
     assert [m.out_features for m in model.head.children() if isinstance(m, torch.nn.Linear)] == [10]
+
+
+@pytest.mark.parametrize(("image", "audio"), [*zip(sorted(IMAGE_ENCODERS), sorted(AUDIO_ENCODERS), strict=True)])
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_every_choice_runs_in_lower_precision(image: str, audio: str, fusion: str) -> None:
+    made = configuration(image__encoder=image, audio__encoder=audio, fusion__name=fusion, head__dropout=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dead(step(made, SHAPES, rows=16)) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from mmsearch.data.dataset import Dataset, Split, statistics
 from mmsearch.data.sources import read_dataset
@@ -21,9 +24,11 @@ from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.spaces import Fixed, Space
 from mmsearch.training.batches import Batches
-from mmsearch.training.fit import EpochResult, evaluate, fit, predict_logits, seed_everything
+from mmsearch.training.fit import EpochResult, Precision, evaluate, fit, predict_logits, seed_everything
+from mmsearch.training.latency import latency_ms
+from mmsearch.training.losses import LOSSES, class_weights, cross_entropy, focal, weight_matrices
 from mmsearch.training.metrics import Confusion, accuracy, macro_f1
-from mmsearch.training.optimisers import SCHEDULES, build_optimiser, build_schedule, class_weights
+from mmsearch.training.optimisers import SCHEDULES, build_optimiser, build_schedule
 
 CPU = torch.device("cpu")
 
@@ -119,6 +124,176 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_reason(dataset: Dataset)
         train(dataset, configuration(optimizer__name="sgd", optimizer__lr=10.0, schedule__name="constant"), epochs=5)
 
 
+def loss_inputs(classes: int = 5, rows: int = 12) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, class indices, probabilities and class weights."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    label = torch.randint(classes, (rows,), generator=generator)
+    soft = torch.rand(rows, classes, generator=generator, dtype=torch.float64)
+    return logits, label, soft / soft.sum(1, keepdim=True), torch.rand(classes, generator=generator).double() + 0.1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_focal_loss_without_gamma_is_cross_entropy(weighted: bool, smoothing: float) -> None:
+    logits, label, soft, weight = loss_inputs()
+    given = (weight if weighted else None, smoothing)
+    one_hot = functional.one_hot(label, 5).double()
+    expected = functional.cross_entropy(logits, label, given[0], label_smoothing=smoothing)
+    for function in (cross_entropy, lambda *arguments: focal(*arguments, gamma=0.0)):
+        assert torch.isclose(function(logits, label, *given), expected, rtol=1e-12)
+        assert torch.isclose(function(logits, one_hot, *given), expected, rtol=1e-12)
+    assert torch.isclose(focal(logits, soft, *given, gamma=0.0), cross_entropy(logits, soft, *given), rtol=1e-12)
+
+
+def test_mixed_targets_lie_between_their_parts() -> None:
+    logits, label, _, _ = loss_inputs()
+    other = label.roll(1)
+    mixed = 0.7 * functional.one_hot(label, 5).double() + 0.3 * functional.one_hot(other, 5)
+    expected = 0.7 * functional.cross_entropy(logits, label) + 0.3 * functional.cross_entropy(logits, other)
+    assert torch.isclose(cross_entropy(logits, mixed), expected)
+
+
+@given(gamma=st.floats(0.0, 10.0), row=st.integers(0, 11))
+def test_focal_loss_is_the_papers(gamma: float, row: int) -> None:
+    logits, label, _, _ = loss_inputs()
+    p = float(logits[row].softmax(0)[label[row]])
+    expected = -((1 - p) ** gamma) * math.log(p)
+    assert float(focal(logits[[row]], label[[row]], gamma=gamma)) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
+def test_focal_loss_has_a_slope_where_a_class_is_certain(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0.0], [0.0, 200.0], [1e4, 0.0]], requires_grad=True)
+    loss = focal(logits, torch.tensor([0, 0, 0]), None, 0.1, gamma=gamma)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite()
+    assert slope.isfinite().all()
+    assert slope[1, 0] < 0  # the row that is wrong
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("mixup", [0.0, 0.3])
+def test_every_loss_learns(dataset: Dataset, name: str, mixup: float) -> None:
+    given: dict[str, Value] = {"loss__class_weights": "balanced", "loss__label_smoothing": 0.1}
+    hyperparameters = configuration(loss__name=name, augment__mixup=mixup, optimizer__lr=3e-3, **given)
+    _, results = train(dataset, hyperparameters, epochs=4)
+    assert results[-1].train.loss < results[0].train.loss
+    assert results[-1].valid is not None
+    assert results[-1].valid.macro_f1 > 0.5
+
+
+def test_weight_matrices_are_neither_biases_nor_norms_nor_positions(dataset: Dataset) -> None:
+    hyperparameters = configuration(
+        image__encoder="vit", audio__encoder="rnn", fusion__name="attention", head__norm="batch"
+    )
+    model = build_model(hyperparameters, dataset.shapes)
+    kept = {id(parameter) for parameter in weight_matrices(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in kept}
+    assert {"image_encoder.patches.weight", "audio_encoder.cells.weight_hh_l0", "head.1.weight"} <= names
+    assert not [name for name in names if "bias" in name or "position" in name]
+    assert min(parameter.dim() for parameter in weight_matrices(model)) == 2
+
+
+def test_an_l1_penalty_makes_weights_small_and_stays_out_of_the_scores(dataset: Dataset) -> None:
+    def size(model: MultimodalClassifier) -> float:
+        return sum(float(weight.detach().abs().sum()) for weight in weight_matrices(model))
+
+    without, _ = train(dataset, configuration())
+    model, results = train(dataset, configuration(loss__l1=3e-3))
+    assert size(model) < 0.5 * size(without)
+    assert results[0].train.loss < 5  # the penalty alone is over 50
+
+
+def test_clipping_bounds_a_step(dataset: Dataset) -> None:
+    def step(clip: float) -> float:
+        hyperparameters = configuration(
+            optimizer__name="sgd",
+            optimizer__sgd__momentum=0.0,
+            optimizer__lr=0.5,
+            optimizer__clip=clip,
+            schedule__name="constant",
+            batch_size=500,
+        )
+        seed_everything(0)
+        before = build_model(hyperparameters, dataset.shapes, statistics(holdout(dataset, 0.2, 0)[0])).parameters()
+        after = train(dataset, hyperparameters, epochs=1)[0].parameters()
+        return math.sqrt(sum(float((b - a).detach().square().sum()) for a, b in zip(before, after, strict=True)))
+
+    free = step(0.0)
+    assert step(0.01) == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert step(1e4) == pytest.approx(free)
+    assert free > 0.5 * 0.01
+
+
+def trajectory(dataset: Dataset, decay: float, epochs: int, stop: int | None = None) -> list[dict[str, Tensor]]:
+    """The model before training, and as it is seen after each epoch of one step, and once no more is asked for."""
+    hyperparameters = configuration(image__encoder="cnn", ema__decay=decay, batch_size=500, optimizer__lr=0.01)
+    fitted, valid = holdout(dataset, 0.2, 0)
+    seed_everything(0)
+    model = build_model(hyperparameters, dataset.shapes, statistics(fitted))
+
+    def seen() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    found = [seen()]
+    for result in fit(model, fitted, valid, hyperparameters, epochs=epochs, seed=0, device=CPU):
+        found.append(seen())
+        logits, labels = predict_logits(model, valid, CPU), torch.from_numpy(valid.labels)
+        assert result.valid is not None
+        assert result.valid.loss == pytest.approx(float(functional.cross_entropy(logits, labels)), rel=1e-5)
+        if result.epoch == stop:
+            break
+    return [*found, seen()]
+
+
+def test_averaged_weights_are_seen_and_the_trained_ones_go_on(dataset: Dataset) -> None:
+    trained, averaged = trajectory(dataset, 0.0, 5), trajectory(dataset, 0.25, 5)
+    assert "image_encoder.blocks.1.running_mean" in trained[0]
+    expected = {name: value.double() for name, value in trained[0].items()}
+    for step in range(5):
+        share = min(0.25, (1 + step) / (10 + step))
+        for name, value in trained[step + 1].items():
+            expected[name] = share * expected[name] + (1 - share) * value
+            if value.is_floating_point():
+                assert torch.allclose(averaged[step + 1][name].double(), expected[name], rtol=1e-4, atol=1e-6), name
+    assert all(torch.equal(value, averaged[-2][name]) for name, value in averaged[-1].items())
+    assert any(not torch.equal(value, trained[-1][name]) for name, value in averaged[-1].items())
+    stopped = trajectory(dataset, 0.25, 5, stop=2)[-1]
+    assert all(torch.equal(value, averaged[2][name]) for name, value in stopped.items())
+
+
+def test_a_missing_modality_is_the_mean_row_of_training(dataset: Dataset) -> None:
+    model, _ = train(dataset, configuration())
+    fitted, valid = holdout(dataset, 0.2, 0)
+    found = statistics(fitted)
+    stand_ins = {
+        "image": np.broadcast_to(found.mean_image / valid.image_scale, valid.image.shape),
+        "audio": np.broadcast_to(found.mean_audio, valid.audio.shape),
+    }
+    both = predict_logits(model, valid, CPU)
+    for name, rows in stand_ins.items():
+        without = predict_logits(model, valid, CPU, without=name)  # type: ignore[arg-type]
+        assert torch.allclose(without, predict_logits(model, replace(valid, **{name: rows}), CPU), atol=1e-4)  # type: ignore[arg-type]
+        assert not torch.allclose(without, both, atol=1e-2)
+
+
+def test_latency_is_measured_and_leaves_the_model_and_chance_as_they_are(dataset: Dataset) -> None:
+    model = build_model(configuration(image__encoder="cnn"), dataset.shapes).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    modes: list[bool] = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    milliseconds = latency_ms(model, dataset.shapes, CPU)
+    assert math.isfinite(milliseconds)
+    assert milliseconds > 0
+    assert len(modes) >= 10
+    assert not any(modes)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_weighted_loss_evens_out_the_classes() -> None:
     weights = class_weights(torch.tensor([0, 0, 0, 1, 3, 3]), 4)
     assert weights.tolist() == pytest.approx([6 / 9, 2.0, 0.0, 1.0])
@@ -131,13 +306,13 @@ def test_a_rare_class_counts_more_in_the_weighted_loss(dataset: Dataset) -> None
     assert test is not None
     three = test.only(test.rows[test.labels == 3])
     chance = {}
-    for name in ("cross_entropy", "weighted_cross_entropy"):
-        hyperparameters = configuration(loss__name=name)
+    for name in ("none", "balanced"):
+        hyperparameters = configuration(loss__class_weights=name)
         seed_everything(0)
         model = build_model(hyperparameters, dataset.shapes, statistics(split))
         list(fit(model, split, None, hyperparameters, epochs=3, seed=0, device=CPU))
         chance[name] = float(predict_logits(model, three, CPU).softmax(1)[:, 3].mean())
-    assert chance["weighted_cross_entropy"] > 1.5 * chance["cross_entropy"], chance
+    assert chance["balanced"] > 1.5 * chance["none"], chance
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -212,3 +387,19 @@ def test_evaluation_leaves_the_model_as_it_is(dataset: Dataset) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(model, Batches(dataset.train, CPU))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_lower_precision_trains_as_well_and_keeps_weights_and_scores_in_float32(dataset: Dataset) -> None:
+    hyperparameters = configuration(image__encoder="cnn", audio__encoder="conv1d", optimizer__lr=3e-3)
+    fitted, valid = holdout(dataset, 0.2, 0)
+    scores = {}
+    for precision in get_args(Precision):
+        seed_everything(0)
+        model = build_model(hyperparameters, dataset.shapes, statistics(fitted))
+        results = list(fit(model, fitted, valid, hyperparameters, epochs=4, seed=0, device=CPU, precision=precision))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert results[-1].valid is not None
+        scores[precision] = results[-1].valid
+    assert scores["float32"] != scores["bfloat16"]
+    assert scores["bfloat16"].macro_f1 == pytest.approx(scores["float32"].macro_f1, abs=0.06)
+    assert scores["bfloat16"].macro_f1 > 0.8

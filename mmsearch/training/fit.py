@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,9 +16,15 @@ from mmsearch.data.dataset import Split
 from mmsearch.errors import LossNotFinite
 from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.models.factory import MultimodalClassifier
+from mmsearch.training.augmentation import Augmentation
+from mmsearch.training.averaging import AveragedWeights
 from mmsearch.training.batches import Batches
+from mmsearch.training.losses import build_loss, l1_norm, weight_matrices
 from mmsearch.training.metrics import Confusion, accuracy, macro_f1
-from mmsearch.training.optimisers import build_loss, build_optimiser, build_schedule
+from mmsearch.training.optimisers import build_optimiser, build_schedule
+from mmsearch.training.transfer import held_still, parameter_groups
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,11 @@ class Scores:
 class EpochResult:
     """One epoch, counted from 1.
 
-    `train` is a running mean over the epoch's batches, as the model was while it learned: with dropout, and of the loss
-    that is minimised, weights and smoothing included. `valid` is measured after the epoch, without dropout, by plain
-    cross-entropy; None where there are no validation rows. `seconds` is the time of
-    both; `lr` the learning rate of the last step.
+    `train` is a running mean over the epoch's batches, as the model was while it learned: with dropout and augmented
+    rows (under mixup, scored by the greater part's class), and of the loss that is minimised, class weights and
+    smoothing included, penalties of the weights not. `valid` is measured after the epoch, without dropout, by plain
+    cross-entropy; None where there are no validation rows. `seconds` is the time of both; `lr` the learning rate of the
+    last step.
     """
 
     epoch: int
@@ -71,11 +77,17 @@ def fit(
     patience: int | None = None,
     seed: int,
     device: torch.device,
+    frozen: Collection[str] = (),
+    precision: Precision = "float32",
 ) -> Iterator[EpochResult]:
     """Train `model` in place and yield each epoch's result.
 
     It ends after `epochs`, or once `patience` epochs in a row brought no lower validation loss. The learning-rate
     schedule spans `horizon` epochs (default: `epochs`), so that a retraining can stop early on the same schedule.
+    With `ema.decay`, what is scored, and what the model holds at each yield and at the end, are the averaged weights.
+    Parameters named in `frozen` stay as they are in the first `transfer.freeze_epochs` epochs.
+    `precision` "bfloat16" computes training steps in bfloat16 where that is safe (torch's autocast); weights, loss and
+    all scores stay in float32.
     Same seed, machine and number of threads: same numbers. Raises `LossNotFinite`.
     """
     model.to(device)
@@ -83,28 +95,42 @@ def fit(
     batch_size = hyperparameters["batch_size"]
     batches = Batches(train, device)
     held_out = Batches(valid, device) if valid is not None else None
-    loss_function = build_loss(hyperparameters, torch.from_numpy(train.labels), classes).to(device)
-    optimiser = build_optimiser(model.parameters(), hyperparameters)
+    augment = Augmentation(model, hyperparameters, seed, device)
+    loss_function = build_loss(hyperparameters, torch.from_numpy(train.labels), classes, device)
+    l1, matrices, clip = hyperparameters["loss.l1"], weight_matrices(model), hyperparameters["optimizer.clip"]
+    optimiser = build_optimiser(parameter_groups(model, frozen), hyperparameters)
     schedule = build_schedule(optimiser, hyperparameters, batches.steps(batch_size) * (horizon or epochs))
+    freeze_epochs = hyperparameters["transfer.freeze_epochs"]
+    averaged = AveragedWeights(model, hyperparameters["ema.decay"])
     order = torch.Generator().manual_seed(seed)
+    lower = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     lowest, waited = math.inf, 0
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()
+        averaged.hide()
         model.train()
         seen = Confusion(classes, device)
         lr = optimiser.param_groups[0]["lr"]
-        for batch in batches.shuffled(batch_size, order):
-            assert batch.label is not None
-            logits = model(batch.image, batch.audio)
-            loss = loss_function(logits, batch.label)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            lr = optimiser.param_groups[0]["lr"]
-            optimiser.step()
-            schedule.step()
-            seen.add(logits, batch.label, loss)
+        with held_still(model, frozen if epoch <= freeze_epochs else ()):
+            for batch in batches.shuffled(batch_size, order):
+                assert batch.label is not None
+                image, audio, target = augment(batch)
+                with lower:
+                    logits = model(image, audio).float()
+                loss = loss_function(logits, target)
+                optimiser.zero_grad(set_to_none=True)
+                if loss.requires_grad:  # else all is frozen
+                    (loss + l1 * l1_norm(matrices) if l1 else loss).backward()
+                if clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                lr = optimiser.param_groups[0]["lr"]
+                optimiser.step()
+                schedule.step()
+                averaged.update()
+                seen.add(logits, batch.label, loss)
         _must_be_finite(seen.loss(), "training", epoch)
+        averaged.show()
         scores = None
         if held_out is not None:
             scores = Scores.of(evaluate(model, held_out))
@@ -132,27 +158,23 @@ def evaluate(model: MultimodalClassifier, batches: Batches) -> Confusion:
 
 
 def predict_logits(
-    model: nn.Module,
-    split: Split,
-    device: torch.device,
-    *,
-    image: npt.NDArray[np.float32] | None = None,
-    audio: npt.NDArray[np.float32] | None = None,
+    model: nn.Module, split: Split, device: torch.device, *, without: Literal["image", "audio"] | None = None
 ) -> Tensor:
     """(n, classes) logits of a split's rows, on the processor.
 
-    `image` (channels, height, width) or `audio` (frames, coefficients), where given, stands in for every row's own.
+    `without`: the training rows' mean image, or mean audio, as the model holds it, stands in for every row's own.
     """
     model.to(device).eval()
-    stand_ins = [None if part is None else torch.from_numpy(part).to(device) for part in (image, audio)]
+    mean = None if without is None else model.get_buffer(f"mean_{without}")
     found: list[Tensor] = []
     with torch.inference_mode():
         for batch in Batches(split, device).in_order():
-            inputs = [
-                own if stand_in is None else stand_in.expand_as(own)
-                for own, stand_in in zip((batch.image, batch.audio), stand_ins, strict=True)
-            ]
-            found.append(model(*inputs).cpu())
+            image, audio = batch.image, batch.audio
+            if mean is not None and without == "image":
+                image = mean.expand_as(image)
+            elif mean is not None:
+                audio = mean.expand_as(audio)
+            found.append(model(image, audio).cpu())
     return torch.cat(found)
 
 

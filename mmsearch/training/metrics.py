@@ -19,7 +19,8 @@ class Confusion:
 
     def add(self, logits: Tensor, label: Tensor, loss: Tensor) -> None:
         """One batch: logits (B, classes), label (B,), and the batch's mean loss."""
-        self.counts += torch.bincount(label * self.classes + logits.detach().argmax(1), minlength=self.classes**2)
+        pairs = label * self.classes + logits.detach().argmax(1)
+        self.counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # on a GPU, bincount waits for the numbers
         self.loss_sum += loss.detach().double() * len(label)
         self.rows += len(label)
 

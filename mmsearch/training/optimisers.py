@@ -1,12 +1,12 @@
-"""Optimisers, learning-rate schedules and losses, by the names that study files use."""
+"""Optimisers and learning-rate schedules, by the names that study files use."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from mmsearch.hyperparameters import Hyperparameters
 
@@ -17,8 +17,8 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
-    """The optimiser over a model's parameters."""
+def build_optimiser(parameters: ParamsT, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
+    """The optimiser over a model's parameters, or groups of them."""
     name = hyperparameters["optimizer.name"]
     arguments = hyperparameters.under(f"optimizer.{name}")
     if not arguments.get("momentum", 1):
@@ -71,21 +71,3 @@ def build_schedule(
         return factor(min(1.0, (step + 1) / (steps + 1)), **arguments)
 
     return torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-
-
-def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """(classes,) weights by inverse class size, with a mean of 1 over the rows; 0 for a class without rows."""
-    counts = torch.bincount(labels, minlength=classes).float()
-    present = counts > 0
-    weights = torch.zeros(classes)
-    weights[present] = len(labels) / (present.sum() * counts[present])
-    return weights
-
-
-def build_loss(hyperparameters: Hyperparameters, labels: Tensor, classes: int) -> nn.CrossEntropyLoss:
-    """Cross-entropy over logits (B, classes) and class indices (B,); `labels` are those of the training rows."""
-    weighted = hyperparameters["loss.name"] == "weighted_cross_entropy"
-    return nn.CrossEntropyLoss(
-        weight=class_weights(labels, classes) if weighted else None,
-        label_smoothing=hyperparameters["loss.label_smoothing"],
-    )

@@ -1,0 +1,118 @@
+"""Weights of a model that was trained before: taken over where they fit, and kept still at first where wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmsearch.errors import BundleError
+from mmsearch.models.factory import MultimodalClassifier
+from mmsearch.paths import BundlePaths
+
+# what a model knows of its training rows, which are others now
+OF_THE_DATA = ("image_mean", "image_std", "audio_mean", "audio_std", "mean_image", "mean_audio")
+
+_SHOWN = 3  # tensors that `describe` names
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Which of a model's tensors came from a bundle, and why the others did not, each by its name."""
+
+    folder: Path
+    loaded: tuple[str, ...]
+    left: dict[str, str]
+
+    def describe(self) -> str:
+        """How many tensors were taken over, and what stayed as it was, in one sentence."""
+        whole = len(self.loaded) + len(self.left)
+        text = f"{len(self.loaded)} of the model's {whole} tensors start as in {self.folder}"
+        if not self.left:
+            return text
+        named = [f"{name} ({reason})" for name, reason in list(self.left.items())[:_SHOWN]]
+        more = len(self.left) - len(named)
+        return f"{text}; fresh: {', '.join(named)}{f' and {more} more' if more else ''}"
+
+
+def load_weights(model: MultimodalClassifier, folder: Path) -> Transfer:
+    """Copy into `model` each tensor of a bundle whose name and shape fit, batch-norm statistics included.
+
+    The normalisation and mean rows stay those of the model's own data. Of the bundle, only its weights are read.
+    Raises `BundleError` where they are missing or damaged, or where no weight fits.
+    """
+    path = BundlePaths(folder).weights
+    try:
+        held = load_file(path)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; a bundle is a folder that retrain-best made") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{path}: not weights, or damaged: {str(error).splitlines()[0]}") from None
+    wanted = {name: place for name, place in model.state_dict().items() if name not in OF_THE_DATA}
+    left = {name: reason for name, place in wanted.items() if (reason := _misfit(place, held.get(name)))}
+    loaded = tuple(name for name in wanted if name not in left)
+    if not any(name in loaded for name, _ in model.named_parameters()):
+        name = next(name for name, _ in model.named_parameters())
+        raise BundleError(f"{path}: none of its weights fits this model; {name}: {left[name]}")
+    for name in loaded:
+        wanted[name].copy_(held[name])
+    return Transfer(folder, loaded, left)
+
+
+def _misfit(place: Tensor, found: Tensor | None) -> str:
+    """Why a tensor cannot be taken over; an empty text where it can."""
+    if found is None:
+        return "not in the bundle"
+    return "" if found.shape == place.shape else f"{_shape(found)} there, {_shape(place)} here"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def parameter_groups(model: nn.Module, names: Collection[str]) -> list[dict[str, list[nn.Parameter]]]:
+    """A model's parameters for an optimiser, those of these names in a group of their own.
+
+    torch's fused SGD takes it that all parameters of a group have momentum once one of them has. Buffers may be named
+    too. Raises `ValueError` for a name that the model does not have.
+    """
+    if unknown := sorted(set(names) - set(model.state_dict())):
+        raise ValueError(f"the model has no parameter {', '.join(unknown)}")
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        groups[name in names].append(parameter)
+    return [{"params": group} for group in groups if group]
+
+
+@contextmanager
+def held_still(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """While it lasts, the parameters of these names get no gradient, and so no update of any kind.
+
+    A batch normalisation whose parameters are all among them keeps, and uses, the statistics that it has. To be
+    entered with the model in training mode.
+    """
+    parameters = [parameter for name, parameter in model.named_parameters() if name in names]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    norms = [module for name, module in model.named_modules() if _is_held(name, module, names)]
+    for module in norms:
+        module.eval()
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module in norms:
+            module.train()
+
+
+def _is_held(name: str, module: nn.Module, names: Collection[str]) -> bool:
+    own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+    keeps_statistics = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    return keeps_statistics and bool(own) and all(parameter in names for parameter in own)
