@@ -9,6 +9,7 @@ MmsearchError                 1   something failed; the message is one sentence 
 +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
 +-- Interrupted               130 or 143   the search was stopped by a signal, and goes on when it is run again
 +-- SearchFailed              1   workers or trials failed again and again
++-- FetchError                1   a download failed: names the address; what came is kept unless it is wrong
 +-- BundleError               1   a retrained model that cannot be loaded or does not reproduce its predictions
 `-- TrialFailed               1   one trial's training went wrong; the search goes on
     `-- LossNotFinite             its loss became infinite or not a number
@@ -66,6 +67,10 @@ class Interrupted(MmsearchError):
 
 class SearchFailed(MmsearchError):
     """Workers died, or trials failed, again and again."""
+
+
+class FetchError(MmsearchError):
+    """A download failed, or brought something else than was announced."""
 
 
 class BundleError(MmsearchError):
