@@ -160,6 +160,26 @@ def test_labels_may_be_whole_numbers_or_one_hot(tmp_path: Path, form: Callable[[
     np.testing.assert_array_equal(dataset.test.labels, labels(TEST_ROWS))
 
 
+@pytest.mark.parametrize("dtype", ["U", "S", ">U9"])
+def test_labels_may_be_words(tmp_path: Path, dtype: str) -> None:
+    words = np.array(["dog", "barn owl", "cat", "10"]).astype(dtype)
+    folder = zenodo(tmp_path / "d", train_labels=words[labels(ROWS)], test_labels=words[labels(TEST_ROWS)][:, None])
+    dataset = read_dataset(str(folder))
+    assert dataset.classes == ("10", "barn owl", "cat", "dog")
+    np.testing.assert_array_equal(dataset.train.labels, np.array([3, 1, 2, 0])[labels(ROWS)])
+    assert dataset.test is not None
+    np.testing.assert_array_equal(dataset.test.labels, np.array([3, 1, 2, 0])[labels(TEST_ROWS)])
+    # as text they are numbers all the same
+    numbers = read_dataset(str(zenodo(tmp_path / "e", train_labels=(labels(ROWS) + 8).astype("U"), test_labels=None)))
+    assert numbers.classes == ("8", "9", "10", "11")
+
+
+def test_kaggle_labels_may_be_words(tmp_path: Path) -> None:
+    dataset = read_dataset(str(kaggle(tmp_path / "d", 'row_id,label\n1, owl\n0,"cat, big"\n2,5\n3,owl \n4,ü\n')))
+    assert dataset.classes == ("5", "cat, big", "owl", "ü")
+    assert dataset.train.labels.tolist() == [1, 2, 0, 2, 3]
+
+
 @pytest.mark.parametrize("start", ["row_id,label\n", "\ufeffrow_id,label\r\n"])
 def test_kaggle_rows_may_stand_in_any_order(tmp_path: Path, start: str) -> None:
     dataset = read_dataset(str(kaggle(tmp_path / "d", f"{start}4,9\n2,3\n0,9\n\n3,5\n1,3\n")))
@@ -210,7 +230,10 @@ WRONG: dict[str, tuple[dict[str, Content], tuple[str, ...]]] = {
     "label twice hot": ({"train_labels": at(HOT, 2, 1)}, (LABEL_NPY, "row 2 ", "one-hot")),
     "label half hot": ({"train_labels": at(HOT, 2, [0.5, 0.5, 0, 0])}, (LABEL_NPY, "row 2 ", "one-hot")),
     "labels of three axes": ({"train_labels": HOT[:, None]}, (LABEL_NPY, "one-hot (N, classes)")),
-    "labels as text": ({"train_labels": LABELS.astype(str)}, (LABEL_NPY, "whole numbers")),
+    "labels as dates": ({"train_labels": LABELS.astype("datetime64[D]")}, (LABEL_NPY, "whole numbers or text")),
+    "labels as halves": ({"train_labels": (LABELS / 2).astype(str)}, (LABEL_NPY, "row 1 ", "0.5", "neither a word")),
+    "no label": ({"train_labels": np.where(LABELS > 0, "one", " ")}, (LABEL_NPY, "row 0 has no label")),
+    "unknown word": ({"test_labels": np.array(["0"] * 7 + ["zero"])}, ("labels_test.npy: ", "row 7 ", "label zero")),
     "one class": ({"train_labels": LABELS * 0}, (LABEL_NPY, "label 0", "two classes")),
     "text": ({"train_image": SOUND.astype(str)}, (IMAGE_NPY, "numbers are needed")),
     "complex": ({"train_audio": SOUND.astype(complex)}, (AUDIO_NPY, "complex128")),
@@ -249,17 +272,31 @@ def test_wrong_data_is_named_by_file_and_row(
     [
         ("id,label\n0,1\n", ("row_id,label", "id,label")),
         ("", ("row_id,label",)),
-        ("row_id,label\n0,1\n1,0.5\n", ("line 3 ", "whole numbers")),
+        ("row_id,label\n0,1\n1,0.5\n", ("line 3 ", "whole number")),
         ("row_id,label\n0\n", ("line 2 ",)),
         ("row_id,label\n0,1\n1,2\n0,2\n", ("line 4 ", "repeats the row_id 0")),
         ("row_id,label\n0,1\n2,2\n3,1\n4,1\n5,2\n", ("no line for the row_id 1",)),
-        ("row_id,label\n0,1\n1,-2\n2,1\n3,1\n4,1\n", ("row 1 ", "label -2")),
+        ("row_id,label\n0,1\n1,-2\n2,1\n3,1\n4,1\n", ("line 3 ", "label -2")),
+        ("row_id,label\n0,1\n1,\n2,1\n3,1\n4,1\n", ("line 3 has no label",)),
         ("row_id,label\n0,1\n1,2\n", ("2 rows", "x_train_wr.npy has 5")),
         ("row_id,label\n0,99999999999999999999\n", ("99999999999999999999",)),
         ("row_id,label\n0,1\n".encode("utf-16"), ()),
         (b"row_id,label\n0,\xe9\n", ()),
     ],
-    ids=["header", "empty", "half", "short", "twice", "gap", "below-0", "too-few", "too-great", "utf-16", "latin-1"],
+    ids=[
+        "header",
+        "empty",
+        "half",
+        "short",
+        "twice",
+        "gap",
+        "below-0",
+        "no-label",
+        "too-few",
+        "too-great",
+        "utf-16",
+        "latin-1",
+    ],
 )
 def test_a_wrong_csv_is_named_by_line(tmp_path: Path, csv: str | bytes, fragments: tuple[str, ...]) -> None:
     folder = kaggle(tmp_path / "d", csv)

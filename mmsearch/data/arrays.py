@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from mmsearch.data.cache import digest_of, made_once, read_map, write_map
 from mmsearch.data.dataset import CHUNK_ROWS, Array, Index, Pixels
+from mmsearch.data.media import margins
 from mmsearch.errors import DataError
 from mmsearch.paths import replacing
 
-COEFFICIENTS = 13  # of the mel cepstrum, in the 507 = 39 x 13 values of the published audio rows
+COEFFICIENTS = 13  # of features in flat rows whose shape nobody gives, where they divide the row
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as Pillow has it
 
 
 def load_array(path: Path) -> Array:
@@ -37,11 +41,10 @@ def numeric(array: Array, name: str) -> Array:
         raise DataError(f"{name}: holds {array.dtype}, but numbers are needed")
     if array.ndim == 0:
         raise DataError(f"{name}: holds a single number, but rows are needed")
-    native = array.dtype.newbyteorder("=")
-    if native != array.dtype or array.dtype.name in ("uint16", "uint32", "uint64", "longdouble", "float128"):
-        # torch has no such type: the one case in which rows are copied
+    # torch has not all types: the one case in which rows are copied
+    if array.dtype.name in ("uint16", "uint32", "uint64", "longdouble", "float128"):
         return array.astype(np.float32)
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def shape_images(array: Array, shape: Sequence[int] | None, name: str) -> Array:
@@ -78,6 +81,87 @@ def shape_audio(array: Array, shape: Sequence[int] | None, name: str) -> Array:
     if array.ndim != 3:
         raise DataError(f"{name}: its shape is {array.shape}; allowed are (N, values) and (N, frames, coefficients)")
     return array
+
+
+def shape_waves(array: Array, name: str) -> Array:
+    """(N, samples, 1), a view. Raises `DataError` where a row is no waveform of one channel."""
+    if array.ndim == 2 or (array.ndim == 3 and 1 in array.shape[1:]):
+        return array.reshape(len(array), -1, 1)
+    raise DataError(f"{name}: its shape is {array.shape}; waveforms are (N, samples), of one channel")
+
+
+def fit_waves(array: Array, samples: int, name: str, cache: Path | None) -> Array:
+    """(N, samples, 1): the middle of longer waveforms, a view; shorter ones with silence around them, a copy.
+
+    The copy lies in the folder `cache`, memory-mapped, where there is one and the waveforms come from a file.
+    """
+    source, place = margins(array.shape[1], samples)
+    if array.shape[1] >= samples:
+        return array[:, source]
+    shape = (len(array), samples, 1)
+
+    def fill(padded: Array) -> None:
+        padded[...] = 1 << (8 * array.itemsize - 1) if array.dtype.kind == "u" else 0
+        for start in range(0, len(array), CHUNK_ROWS):
+            padded[start : start + CHUNK_ROWS, place] = array[start : start + CHUNK_ROWS]
+
+    if cache is None or not Path(name).is_file():
+        found: Array = np.empty(shape, array.dtype)
+        fill(found)
+        return found
+    path = cache / f"padded-{digest_of(_stamp(Path(name)), array.shape, samples)}.npy"
+    return made_once(
+        path, lambda: read_map(path, shape, array.dtype), lambda: write_map(path, shape, array.dtype, fill)
+    )
+
+
+def wave_scale(array: Array, low: float, high: float) -> float:
+    """What brings samples from `low` to `high` to full scale 1: 1 for floats; of integers it is given by their type.
+
+    Types wider than 16 bits mostly hold narrower samples: theirs is the least of 16, 24 and 32 bits that holds them.
+    """
+    if array.dtype.kind not in "iu":
+        return 1.0
+    bits = 8 * array.itemsize
+    if bits > 16:
+        bits = next((bits for bits in (16, 24) if max(-low, high + 1) <= 1 << (bits - 1)), 32)
+    return 1 / (1 << (bits - 1))
+
+
+def fit_images(array: Array, shape: tuple[int, int, int], name: str) -> Array:
+    """(N, *shape): rows that can be read so are a view, others are resized, antialiased, and made gray or coloured.
+
+    Raises `DataError` where the rows are no images.
+    """
+    try:
+        return shape_images(array, shape, name)
+    except DataError:
+        images = shape_images(array, None, name)
+    channels, height, width = shape
+    if images.shape[1] != channels and (images.shape[1], channels) not in ((1, 3), (3, 1), (4, 1), (4, 3)):
+        raise DataError(f"{name}: an image has {images.shape[1]} channels, and {channels} are needed")
+    found = np.empty((len(images), *shape), images.dtype)
+    for row, image in enumerate(images):
+        coloured = _colour(np.asarray(image, dtype=np.float32), channels)
+        resized = np.stack([_resize(channel, height, width) for channel in coloured])
+        found[row] = resized if images.dtype.kind == "f" else np.rint(resized)
+    return found
+
+
+def _colour(image: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return image[:3] if len(image) == 4 else np.repeat(image, 3, axis=0)
+    gray: npt.NDArray[np.float32] = np.einsum("chw,c->hw", image[:3], np.array(LUMA, np.float32))
+    return gray[None]
+
+
+def _resize(channel: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(channel))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _as(array: Array, shape: tuple[int, ...], turned: dict[tuple[int, ...], tuple[int, ...]], name: str) -> Array:
@@ -125,9 +209,12 @@ class Inspection:
     digest: Index
 
 
-def inspect(array: Array, name: str, cache: Path | None) -> Inspection:
-    """One pass over an array; `cache` is a folder that remembers it. Raises `DataError` for a value not finite."""
-    entry = _cache_entry(array, name, cache)
+def inspect(array: Array, name: str, cache: Path | None, part: str = "") -> Inspection:
+    """One pass over an array, or a `part` of what a file holds; `cache` is a folder that remembers it.
+
+    Raises `DataError` for a value not finite.
+    """
+    entry = _cache_entry(array, name, cache, part)
     if entry is not None and (held := _read_entry(entry)) is not None and len(held.digest) == len(array):
         return held
     if not array.size:
@@ -154,14 +241,17 @@ def inspect(array: Array, name: str, cache: Path | None) -> Inspection:
     return found
 
 
-def _cache_entry(array: Array, name: str, cache: Path | None) -> Path | None:
+def _cache_entry(array: Array, name: str, cache: Path | None, part: str) -> Path | None:
     """Where the pass over a file is kept, by its path, size, time of change and form; None for what is not a file."""
     path = Path(name)
     if cache is None or not path.is_file():
         return None
+    return cache / f"{digest_of(_stamp(path), array.shape, array.strides, part)}.npz"
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
     held = path.stat()
-    key = f"{path.resolve()}|{held.st_size}|{held.st_mtime_ns}|{array.shape}|{array.strides}"
-    return cache / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.npz"
+    return str(path.resolve()), held.st_size, held.st_mtime_ns
 
 
 def _read_entry(entry: Path) -> Inspection | None:

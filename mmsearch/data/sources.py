@@ -1,73 +1,55 @@
-"""Where data comes from: a folder in a known layout, or the demo data of the package. Recognised, never asked for.
-
-Layouts: *zenodo* (Khacef et al., "Written and spoken digits database for multimodal learning", record 4452953) and
-*kaggle* (a competition made from it, which keeps the test labels back).
-"""
+"""Where data comes from: a folder in a known layout, or the demo data of the package, as a data set or rows of one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mmsearch.config import StudyConfig
-from mmsearch.data.arrays import inspect, load_array, numeric, pixel_scale, scale_as_trained, shape_audio, shape_images
+from mmsearch.data.arrays import (
+    Inspection,
+    fit_images,
+    fit_waves,
+    inspect,
+    numeric,
+    pixel_scale,
+    scale_as_trained,
+    shape_audio,
+    shape_images,
+    shape_waves,
+    wave_scale,
+)
+from mmsearch.data.cache import digest_of
 from mmsearch.data.dataset import Array, Dataset, Index, Pixels, Split, Trained
-from mmsearch.data.labels import read_labels
-from mmsearch.data.splits import some, split_off_test
+from mmsearch.data.decode import Form
+from mmsearch.data.labels import in_order
+from mmsearch.data.layouts import Found, Part, expected, must_have, read_arrays, read_files, recognise
+from mmsearch.data.splits import keep_back, some, split_off_test
 from mmsearch.errors import DataError
 
-DEMO = Path(__file__).parent / "demo" / "digits.npz"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The file names of one layout: images, audio and labels of each split."""
-
-    name: str
-    train: tuple[str, str, str]
-    test: tuple[str, str, str | None]
-
-    def files(self, split: str) -> tuple[str, str, str | None]:
-        """The names of one split's images, audio and labels."""
-        return self.train if split == "train" else self.test
-
-
-LAYOUTS = (
-    Layout(
-        "zenodo",
-        ("data_wr_train.npy", "data_sp_train.npy", "labels_train.npy"),
-        ("data_wr_test.npy", "data_sp_test.npy", "labels_test.npy"),
-    ),
-    Layout("kaggle", ("x_train_wr.npy", "x_train_sp.npy", "y_train.csv"), ("x_test_wr.npy", "x_test_sp.npy", None)),
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One split as its files hold it; `names` are the files, for messages."""
-
-    image: Array
-    audio: Array
-    labels: tuple[int, ...] | Index | None
-    names: tuple[str, str, str]
+BYTE_SCALE = 1 / 255  # of the pixels of image files, however dark they are
 
 
 def load_dataset(config: StudyConfig) -> Dataset:
-    """The data set of a study, as its `[data]` says; what one pass over the arrays finds is kept in its cache."""
-    data = config.data
-    return read_dataset(
+    """The data set of a study, as its `[data]` says; what is derived from its files is kept in its cache."""
+    data, seed = config.data, config.study.seed
+    three_way = data.validation == "three_way"
+    dataset = read_dataset(
         data.source,
-        test=data.test,
+        test=0 if three_way else data.test,
         rows=data.rows,
-        seed=config.study.seed,
+        seed=seed,
         image_shape=data.image_shape,
         audio_shape=data.audio_shape,
+        sample_rate=data.sample_rate,
+        audio_seconds=data.audio_seconds,
+        skip_broken=data.skip_broken,
         cache=config.storage_paths.cache,
     )
+    return keep_back(dataset, data.fraction, seed) if three_way else dataset
 
 
 def read_dataset(
@@ -78,23 +60,51 @@ def read_dataset(
     seed: int = 0,
     image_shape: Sequence[int] | None = None,
     audio_shape: Sequence[int] | None = None,
+    sample_rate: int | None = None,
+    audio_seconds: float | None = None,
+    skip_broken: bool = False,
     cache: Path | None = None,
 ) -> Dataset:
     """Read the data set at `source`: a folder, or the word `demo`.
 
-    Where it has no test split, `test` of its groups become one. `rows` takes only so many training rows. `cache` is a
-    folder in which the pass over each array is remembered. Raises `DataError`, which names the file and the row.
+    Where it has no test split, `test` of its groups become one. `rows` takes only so many training rows. With
+    `sample_rate` (samples a second) the audio rows of arrays are waveforms; those of a manifest always are, and are
+    brought to it. Waveforms are cut or padded to `audio_seconds`. `skip_broken` leaves out what cannot be used of a
+    manifest. `cache` is a folder that keeps what is derived from the files. Raises `DataError`, which names the file
+    and the row.
     """
-    layout, parts = _read(source)
-    if "train" not in parts:
-        raise DataError(f"{source}: there are no training rows; {_expected()}")
-    parts = {name: _shaped(part, image_shape, audio_shape) for name, part in parts.items()}
-    first = parts["train"]
+    layout = recognise(source)
+    waveforms = layout == "manifest" or sample_rate is not None
+    if waveforms and audio_shape is not None:
+        raise DataError(f"{source}: audio_shape is for features; here the audio rows are waveforms (see audio_seconds)")
+    if audio_seconds is not None and not waveforms:
+        raise DataError(f"{source}: audio_seconds is for waveforms; here the audio rows are features, without a rate")
+    if layout == "manifest":
+        shape = None if image_shape is None else tuple(image_shape)
+        form = Form(shape, sample_rate, audio_seconds)
+        found = read_files(source, form, skip_broken=skip_broken, cache=cache)
+    else:
+        found = read_arrays(source, layout)
+        samples = None if audio_seconds is None or not sample_rate else max(1, round(audio_seconds * sample_rate))
+        parts = {
+            name: replace(
+                part,
+                image=shape_images(part.image, image_shape, part.names[0]),
+                audio=_waves(part, samples, cache)
+                if sample_rate
+                else shape_audio(part.audio, audio_shape, part.names[1]),
+            )
+            for name, part in found.parts.items()
+        }
+        found = replace(found, parts=parts, rate=sample_rate)
+    if "train" not in found.parts:
+        raise DataError(f"{source}: there are no training rows; {expected()}")
+    first = found.parts["train"]
     assert first.labels is not None
-    values = sorted({int(label) for label in np.unique(np.asarray(first.labels))})
-    if len(values) < 2:
-        raise DataError(f"{first.names[2]}: all rows have the label {values[0]}; a classifier needs two classes")
-    dataset = _assemble(source, layout, parts, [str(v) for v in values], cache)
+    classes = in_order(first.labels.names)
+    if len(classes) < 2:
+        raise DataError(f"{first.names[2]}: all rows have the label {classes[0]}; a classifier needs two classes")
+    dataset = _assemble(source, found, classes, cache)
     if rows is not None:
         dataset = replace(dataset, train=some(dataset.train, rows, seed))
     if dataset.test is None and test > 0:
@@ -103,108 +113,90 @@ def read_dataset(
     return dataset
 
 
-def load_rows(source: str, split: str | None, trained: Trained) -> Split:
+def load_rows(source: str, split: str | None, trained: Trained, *, skip_broken: bool = False) -> Split:
     """The rows of one split of any data set, to be predicted: its test split, or else its training split.
 
-    Raises `DataError` where they have other shapes than the rows that the model was trained on.
+    Images are brought to the size, and waveforms to the rate and length, that the model was trained on; waveforms in
+    arrays are taken to be at its rate. `skip_broken` leaves out what cannot be used of a manifest. Raises `DataError`
+    where the rows cannot be brought to what the model takes.
     """
-    layout, parts = _read(source)
+    layout = recognise(source)
+    if layout == "manifest":
+        if trained.rate is None:
+            raise DataError(f"{source}: holds recordings, but the model was trained on features: {_takes(trained)}")
+        form = Form(trained.shapes.image, trained.rate, samples=trained.shapes.audio[0])
+        found = read_files(source, form, predict=split or True, skip_broken=skip_broken)
+        return _to_predict(source, layout, next(iter(found.parts.values())), trained)
+    parts = read_arrays(source, layout).parts
     name = split or ("test" if "test" in parts else "train")
-    if name not in parts:
-        raise DataError(f"{source}: there is no {name} split; there is: {', '.join(parts)}")
-    return _to_predict(source, layout, parts[name], trained)
+    must_have(source, name, list(parts))
+    return _to_predict(source, layout, _fitted(parts[name], trained), trained)
 
 
-def rows_from_arrays(image: Array, audio: Array, trained: Trained) -> Split:
-    """Rows without labels out of two arrays in any form that a file may have. Raises `DataError`."""
-    arrays = [numeric(np.ascontiguousarray(array), name) for array, name in ((image, "image"), (audio, "audio"))]
-    if len(arrays[0]) != len(arrays[1]):
-        raise DataError(f"audio: {len(arrays[1])} rows, but image has {len(arrays[0])}")
-    return _to_predict("arrays", "arrays", Part(arrays[0], arrays[1], None, ("image", "audio", "no labels")), trained)
+def rows_from_arrays(image: Array | None, audio: Array | None, trained: Trained) -> Split:
+    """Rows without labels out of two arrays in any form that a file may have. Raises `DataError`.
+
+    None stands for what is not known of any row: it is 0 there.
+    """
+    given = {
+        name: numeric(np.ascontiguousarray(array), name)
+        for name, array in (("image", image), ("audio", audio))
+        if array is not None
+    }
+    if not given:
+        raise DataError("neither images nor audio are given; one of them is needed")
+    count = len(next(iter(given.values())))
+    for name, shape in (("image", trained.shapes.image), ("audio", trained.shapes.audio)):
+        given.setdefault(name, np.broadcast_to(np.float32(0), (count, *shape)))
+    if len(given["audio"]) != count:
+        raise DataError(f"audio: {len(given['audio'])} rows, but image has {count}")
+    part = Part(given["image"], given["audio"], None, ("image", "audio", "no labels"))
+    return _to_predict("arrays", "arrays", _fitted(part, trained), trained)
+
+
+def _waves(part: Part, samples: int | None, cache: Path | None) -> Array:
+    waves = shape_waves(part.audio, part.names[1])
+    return waves if samples is None else fit_waves(waves, samples, part.names[1], cache)
+
+
+def _fitted(part: Part, trained: Trained) -> Part:
+    """Rows of arrays, brought to what the model takes."""
+    shapes = trained.shapes
+    try:
+        image = fit_images(part.image, shapes.image, part.names[0])
+        if trained.rate is not None:
+            audio = _waves(part, shapes.audio[0], None)
+        else:
+            audio = shape_audio(part.audio, shapes.audio, part.names[1])
+    except DataError as error:
+        raise DataError(f"{error}; the model was trained on {_takes(trained)}") from None
+    return replace(part, image=image, audio=audio)
+
+
+def _takes(trained: Trained) -> str:
+    """What a model was trained on, in words."""
+    image, (steps, width) = "x".join(map(str, trained.shapes.image)), trained.shapes.audio
+    audio = f"of {steps}x{width}" if trained.rate is None else f"of {steps} samples at {trained.rate} Hz"
+    return f"images of {image} and audio {audio}"
 
 
 def _to_predict(source: str, layout: str, part: Part, trained: Trained) -> Split:
-    shapes = trained.shapes
-    try:
-        part = _shaped(part, shapes.image, shapes.audio)
-    except DataError as error:
-        by = ["x".join(map(str, shape)) for shape in (shapes.image, shapes.audio)]
-        raise DataError(f"{error}; the model was trained on images of {by[0]} and audio of {by[1]}") from None
-    dataset = _assemble(source, layout, {"train": part}, trained.classes, None, unknown_labels=True)
+    found = Found(layout, {"train": part}, trained.rate)
+    dataset = _assemble(source, found, trained.classes, None, unknown_labels=True)
+    if layout == "manifest" and trained.pixels.low >= 0:
+        return replace(dataset.train, image_scale=BYTE_SCALE)
     scale = scale_as_trained(trained.pixels, part.image, dataset.pixels.low, dataset.pixels.high)
     return replace(dataset.train, image_scale=scale)
 
 
-def _read(source: str) -> tuple[str, dict[str, Part]]:
-    if source == "demo":
-        return "demo", _demo()
-    folder = Path(source)
-    if not folder.is_dir():
-        raise DataError(f"{source}: no such folder; data is a folder, or the word demo")
-    for layout in LAYOUTS:
-        if any((folder / name).exists() for split in ("train", "test") for name in layout.files(split)[:2] if name):
-            found = {split: _part(folder, layout, split) for split in ("train", "test")}
-            return layout.name, {split: part for split, part in found.items() if part is not None}
-    held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-    raise DataError(f"{source}: no known layout; {_expected()}; it holds {held}")
-
-
-def _expected() -> str:
-    return " or ".join(f"{', '.join(layout.train)} ({layout.name})" for layout in LAYOUTS) + " are expected"
-
-
-def _demo() -> dict[str, Part]:
-    with np.load(DEMO) as held:
-        audio = held["audio"]
-        return {
-            split: Part(
-                held[f"image_{split}"],
-                audio[held[f"audio_row_{split}"]],
-                held[f"label_{split}"].astype(np.int64),
-                ("demo images", "demo audio", "demo labels"),
-            )
-            for split in ("train", "test")
-        }
-
-
-def _part(folder: Path, layout: Layout, split: str) -> Part | None:
-    image, audio, label = layout.files(split)
-    if not any((folder / name).exists() for name in (image, audio)):
-        return None
-    for name in (image, audio, *([label] if split == "train" and label else [])):
-        if not (folder / name).exists():
-            raise DataError(f"{folder / name}: this file is missing; the {layout.name} layout needs it")
-    images, sounds = load_array(folder / image), load_array(folder / audio)
-    labels = read_labels(folder / label) if label and (folder / label).exists() else None
-    names = (str(folder / image), str(folder / audio), str(folder / (label or "no labels")))
-    for other, name in ((sounds, names[1]), (labels, names[2])):
-        if other is not None and len(other) != len(images):
-            raise DataError(f"{name}: {len(other)} rows, but {image} has {len(images)}")
-    if not len(images):
-        raise DataError(f"{names[0]}: there are no rows")
-    return Part(images, sounds, labels, names)
-
-
-def _shaped(part: Part, image_shape: Sequence[int] | None, audio_shape: Sequence[int] | None) -> Part:
-    return replace(
-        part,
-        image=shape_images(part.image, image_shape, part.names[0]),
-        audio=shape_audio(part.audio, audio_shape, part.names[1]),
-    )
-
-
 def _assemble(
-    source: str,
-    layout: str,
-    parts: dict[str, Part],
-    classes: Sequence[str],
-    cache: Path | None,
-    *,
-    unknown_labels: bool = False,
+    source: str, found: Found, classes: Sequence[str], cache: Path | None, *, unknown_labels: bool = False
 ) -> Dataset:
-    """Check every value once, find the pixel range, and map labels to class indices."""
+    """Check every value once, find the range of pixels and audio, and map labels to class indices."""
+    parts = found.parts
     seen = {
-        name: (inspect(p.image, p.names[0], cache), inspect(p.audio, p.names[1], cache)) for name, p in parts.items()
+        name: (inspect(part.image, part.names[0], cache, name), inspect(part.audio, part.names[1], cache, name))
+        for name, part in parts.items()
     }
     for kind in (0, 1):
         rows = {name: (part.image, part.audio)[kind].shape[1:] for name, part in parts.items()}
@@ -212,40 +204,50 @@ def _assemble(
             where = parts["test"].names[kind]
             raise DataError(f"{where}: its rows have the shape {rows['test']}, those of train {rows['train']}")
     low, high = min(image.low for image, _ in seen.values()), max(image.high for image, _ in seen.values())
-    pixels = Pixels(low, high, pixel_scale(low, high))
-    splits = {
-        name: Split(
+    quietest, loudest = min(audio.low for _, audio in seen.values()), max(audio.high for _, audio in seen.values())
+    pixels = Pixels(low, high, BYTE_SCALE if found.layout == "manifest" else pixel_scale(low, high))
+    splits = {}
+    for name, part in parts.items():
+        scale = 1.0 if found.rate is None else wave_scale(part.audio, quietest, loudest)
+        splits[name] = Split(
             part.image,
             part.audio,
             None if part.labels is None else _class_index(part, classes, unknown_labels),
             np.arange(len(part.image)),
             pixels.scale,
+            scale,
+            None if found.rate is None else _content(part.audio, seen[name][1], scale),
+            part.origin,
         )
-        for name, part in parts.items()
-    }
     return Dataset(
         source=source,
-        layout=layout,
+        layout=found.layout,
         train=splits["train"],
         test=splits.get("test"),
         classes=tuple(classes),
         digests={name: (image.digest, audio.digest) for name, (image, audio) in seen.items()},
         pixels=pixels,
-        audio_range=(min(audio.low for _, audio in seen.values()), max(audio.high for _, audio in seen.values())),
-        competition=layout == "kaggle" and "test" in parts,
+        audio_range=(quietest, loudest),
+        competition=found.layout == "kaggle" and "test" in parts,
+        rate=found.rate,
+        group={name: part.group for name, part in parts.items() if part.group is not None},
+        skipped=found.skipped,
     )
 
 
+def _content(audio: Array, seen: Inspection, scale: float) -> str:
+    """A name of the waveforms' content: the same wherever they lie."""
+    return digest_of(audio.dtype.str, audio.shape, scale, digest_of(seen.digest.tobytes()))
+
+
 def _class_index(part: Part, classes: Sequence[str], unknown_labels: bool) -> Index | None:
-    labels: npt.NDArray[np.int64] = np.asarray(part.labels, dtype=np.int64)
-    known: npt.NDArray[np.int64] = np.array([int(name) for name in classes], dtype=np.int64)
-    index = np.searchsorted(known, labels).clip(0, len(known) - 1)
-    wrong = np.flatnonzero(known[index] != labels)
-    if len(wrong):
-        if unknown_labels:
-            return None
-        listed = f"{classes[0]} to {classes[-1]}" if len(classes) > 8 else ", ".join(classes)
-        raise DataError(
-            f"{part.names[2]}: row {wrong[0]} has the label {labels[wrong[0]]}, which no training row has ({listed})"
-        )
-    return index.astype(np.int64)
+    assert part.labels is not None
+    index = part.labels.among(classes)
+    wrong = np.flatnonzero(index < 0)
+    if not len(wrong):
+        return index
+    if unknown_labels:
+        return None
+    listed = f"{classes[0]} to {classes[-1]}" if len(classes) > 8 else ", ".join(classes)
+    place, name = part.place(int(wrong[0])), part.labels.name(int(wrong[0]))
+    raise DataError(f"{part.names[2]}: {place} has the label {name}, which no training row has ({listed})")

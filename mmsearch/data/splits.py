@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset, Index, Split
 from mmsearch.errors import DataError
 
@@ -39,14 +42,45 @@ def _majority(labels: Index, group: Index, groups: int) -> Index:
     return found
 
 
+def validation_splits(dataset: Dataset, config: StudyConfig) -> list[tuple[Split, Split]]:
+    """Training and validation rows of each model that a trial trains: one pair, or with `kfold` one a fold.
+
+    Raises `DataError` where a side would be empty.
+    """
+    data, seed = config.data, config.study.seed
+    if data.validation == "kfold":
+        return k_folds(dataset, data.folds, seed)
+    if data.validation == "three_way":  # of all rows, of which as many are kept back already
+        return [holdout(dataset, data.fraction / (1 - data.fraction), seed)]
+    return [holdout(dataset, data.fraction, seed)]
+
+
 def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """Training and validation rows; `fraction` of the training split validates."""
     return _divide(dataset, fraction, _generator(seed, 0), "validation")
 
 
+def k_folds(dataset: Dataset, folds: int, seed: int) -> list[tuple[Split, Split]]:
+    """Training and validation rows of each fold; each row of the training split validates in one of them."""
+    train = dataset.train
+    part = assign(train.labels, dataset.groups[train.rows], (1 / folds,) * folds, _generator(seed, 4))
+    found = [(train.only(train.rows[part != fold]), train.only(train.rows[part == fold])) for fold in range(folds)]
+    if not all(len(valid) for _, valid in found):
+        raise DataError(f"{dataset.source}: no {folds} folds are possible: {_reason(dataset)}")
+    return found
+
+
 def split_off_test(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """Training and test rows of a data set that came without a test split."""
     return _divide(dataset, fraction, _generator(seed, 1), "test")
+
+
+def keep_back(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """The data set without `fraction` of its training rows: its test split, or `held_back` beside one of its own."""
+    kept, held_back = split_off_test(dataset, fraction, seed)
+    if dataset.test is None:
+        return replace(dataset, train=kept, test=held_back)
+    return replace(dataset, train=kept, held_back=held_back)
 
 
 def _divide(dataset: Dataset, fraction: float, rng: np.random.Generator, what: str) -> tuple[Split, Split]:
@@ -55,15 +89,20 @@ def _divide(dataset: Dataset, fraction: float, rng: np.random.Generator, what: s
     part = assign(train.labels, dataset.groups[train.rows], (1 - fraction, fraction), rng)
     kept, held_out = train.only(train.rows[part == 0]), train.only(train.rows[part == 1])
     if not len(kept) or not len(held_out):
-        largest, rows = int(np.bincount(dataset.groups[train.rows]).max()), len(train)
-        reason = f"{rows} training rows are too few"
-        if largest > 1:
-            reason = (
-                f"identical images or recordings link {largest} of the {rows} training rows into one group, "
-                "which must not be torn apart"
-            )
-        raise DataError(f"{dataset.source}: no {what} split of {fraction:g} is possible: {reason}")
+        raise DataError(f"{dataset.source}: no {what} split of {fraction:g} is possible: {_reason(dataset)}")
     return kept, held_out
+
+
+def _reason(dataset: Dataset) -> str:
+    """Why there are too few groups to be shared out."""
+    train = dataset.train
+    largest, rows = int(np.bincount(dataset.groups[train.rows]).max()), len(train)
+    if largest > 1:
+        return (
+            f"identical images or recordings link {largest} of the {rows} training rows into one group, "
+            "which must not be torn apart"
+        )
+    return f"{rows} training rows are too few"
 
 
 def some(split: Split, count: int, seed: int) -> Split:
