@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mmsearch.data.dataset import Index, Split
+from mmsearch.data.describe import tell_skipped
 from mmsearch.data.sources import load_rows
 from mmsearch.results.bundle import Bundle
 
 
 def predictions_csv(
-    classes: Sequence[str], probabilities: npt.NDArray[np.float32], rows: Index, labels: Index | None
+    classes: Sequence[str],
+    probabilities: npt.NDArray[np.float32],
+    rows: Index,
+    labels: Index | None,
+    files: Sequence[tuple[str, str]] | None = None,
 ) -> str:
-    """`row_id,label,predicted,confidence` and a probability a class; `label` only where labels are known."""
+    """`row_id,label,predicted,confidence` and a probability a class; `label` only where labels are known.
+
+    rows: (n,) row ids. files: the image file and the audio file of each row, where it has any: two columns more.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    named = ["image", "audio"] if files is not None else []
     known = ["label"] if labels is not None else []
-    writer.writerow(["row_id", *known, "predicted", "confidence", *(f"p_{name}" for name in classes)])
+    writer.writerow(["row_id", *named, *known, "predicted", "confidence", *(f"p_{name}" for name in classes)])
     predicted = probabilities.argmax(1)
     for i, row in enumerate(rows.tolist()):
+        paths = files[i] if files is not None else ()
         truth = [classes[labels[i]]] if labels is not None else []
         chosen = predicted[i]
-        writer.writerow([row, *truth, classes[chosen], probabilities[i, chosen], *probabilities[i]])
+        writer.writerow([row, *paths, *truth, classes[chosen], probabilities[i, chosen], *probabilities[i]])
     return text.getvalue()
 
 
@@ -41,7 +51,19 @@ def known_labels(split: Split) -> Index | None:
     return None if split.label is None else split.labels
 
 
-def predict(bundle: Bundle, source: str, split: str | None = None) -> str:
-    """The predictions of a data set's test rows (or of its training rows, where there is no test split), as CSV."""
-    rows = load_rows(source, split, bundle.trained)
-    return predictions_csv(bundle.classes, bundle.probabilities(rows), rows.rows, known_labels(rows))
+def predict(
+    bundle: Bundle,
+    source: str,
+    split: str | None = None,
+    *,
+    skip_broken: bool = False,
+    on_event: Callable[[str], None] = lambda sentence: None,
+) -> str:
+    """The predictions of a data set's test rows (or of its training rows, where there is no test split), as CSV.
+
+    `skip_broken` leaves out what cannot be used of a manifest, and `on_event` is told what.
+    """
+    rows = load_rows(source, split, bundle.trained, skip_broken=skip_broken)
+    if rows.origin is not None and rows.origin.skipped:
+        on_event(tell_skipped(rows.origin.skipped))
+    return predictions_csv(bundle.classes, bundle.probabilities(rows), rows.ids, known_labels(rows), rows.files)
