@@ -41,6 +41,7 @@ def run(study: str, seed: int, data: Path, work: Path, core: int) -> dict[str, A
         ["launch", file, *options, "--trials", "1", "--workers", "1"],
         ["retrain-best", file, *options],
     ]
+    shown = {file: f"studies/{study}.toml", str(data): "DATA"}
     record = work / name / "benchmark.json"
     if record.exists():
         held: dict[str, Any] = json.loads(record.read_text())
@@ -71,7 +72,7 @@ def run(study: str, seed: int, data: Path, work: Path, core: int) -> dict[str, A
         "rows": [metrics["data"]["training_rows"], metrics["test"]["rows"]],
         "launch_s": seconds[0],
         "retrain_s": seconds[1],
-        "commands": ["mmsearch " + shlex.join(Path(p).name if p == file else p for p in c) for c in commands],
+        "commands": ["mmsearch " + shlex.join(shown.get(part, part) for part in command) for command in commands],
         **kept,
     }
     record.write_text(json.dumps(found, indent=2) + "\n")
@@ -123,7 +124,9 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(job, [(study, seed) for study in args.studies for seed in args.seeds]))
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    command = shlex.join(["benchmarks/writeups.py", *map(str, sys.argv[1:])])
+    command = shlex.join(
+        ["benchmarks/writeups.py", "DATA", "--studies", *args.studies, "--seeds", *map(str, args.seeds)]
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"date": date, "command": command, "results": results}, indent=2) + "\n")
     print(table(results), end="")

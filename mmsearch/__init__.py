@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mmsearch.models.factory import build_model as build_model
     from mmsearch.results.bundle import Bundle as Bundle
     from mmsearch.results.retrain import retrain_best as retrain_best
+    from mmsearch.search.enqueue import enqueue as enqueue
     from mmsearch.search.launcher import Summary as Summary
     from mmsearch.search.launcher import launch as launch
     from mmsearch.search.study import open_study as open_study
@@ -38,6 +39,7 @@ _HOMES = {
     "StudyConfig": "mmsearch.config",
     "Summary": "mmsearch.search.launcher",
     "build_model": "mmsearch.models.factory",
+    "enqueue": "mmsearch.search.enqueue",
     "fit": "mmsearch.training.fit",
     "launch": "mmsearch.search.launcher",
     "load_config": "mmsearch.config",

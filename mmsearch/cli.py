@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmsearch.console import Downloads, Epochs, print_retrained, print_status, print_summary, progress_of, say
 from mmsearch.errors import Interrupted, MmsearchError, UsageError
 from mmsearch.paths import DEFAULT_STUDY, shipped_studies, write_text
 
 if TYPE_CHECKING:
     from mmsearch.config import StudyConfig
-    from mmsearch.search.launcher import Summary
-    from mmsearch.search.progress import Progress
 
 app = typer.Typer(
     help="Search hyperparameters for classifiers that see and hear. Begin with `mmsearch init`, then launch.",
@@ -37,12 +36,19 @@ StorageUrl = Annotated[
 StudyName = Annotated[str | None, typer.Option(help="Name of the study in the storage; overrides the study file.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, samplers and training; overrides the study file.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; overrides the study file.")]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out rows of a manifest whose files are missing, broken or silent.")
+]
+ImageShape = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Resize image files to it, such as 32x32 or 3x32x32; overrides the study file."),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of to standard output.")]
 
 
 # The options of commands that only read a study, and of those that need its data too.
 READING = ("--storage", "--study-name")
-RETRAINING = (*READING, "--data", "--seed", "--device")
+RETRAINING = (*READING, "--data", "--seed", "--device", "--image-shape", "--skip-broken")
 
 
 class Format(StrEnum):
@@ -77,13 +83,13 @@ def init(
     for source in sorted(shipped_studies().glob("*.toml")):
         target = directory / "studies" / source.name
         if target.exists():
-            _say(f"{target} is there already, and stays as it is")
+            say(f"{target} is there already, and stays as it is")
         else:
             write_text(target, source.read_text(encoding="utf-8"))
-            _say(f"wrote {target}")
+            say(f"wrote {target}")
     (directory / "storage").mkdir(parents=True, exist_ok=True)
     go = "mmsearch launch" if directory == Path() else f"cd {shlex.quote(str(directory))} && mmsearch launch"
-    _say(f"next: {go}")
+    say(f"next: {go}")
 
 
 @app.command()
@@ -107,12 +113,24 @@ def launch(
     study_name: StudyName = None,
     seed: Seed = None,
     device: Device = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
 ) -> None:
     """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
-    config = _config(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device, trials=trials)
+    config = _config(
+        study,
+        data=data,
+        storage=storage,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        trials=trials,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
     from mmsearch.search.launcher import launch as run
 
-    progress = _progress(config)
+    progress = progress_of(config)
     try:
         summary = run(config, workers=workers, progress=progress)
     except Interrupted as error:
@@ -120,35 +138,51 @@ def launch(
         raise Interrupted(error.signum, again) from None
     finally:
         progress.close()
-    _print_summary(config, summary)
-    _say("next:")
-    _say(f"  {config.command('dashboard', READING)}")
-    _say(f"  {config.command('retrain-best', RETRAINING)}")
-    _say(f"  {config.command('export', READING)}")
+    print_summary(config, summary)
+    say("next:")
+    say(f"  {config.command('dashboard', READING)}")
+    say(f"  {config.command('retrain-best', RETRAINING)}")
+    say(f"  {config.command('export', READING)}")
 
 
 @app.command()
 def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
     """Print how a search stands, from any terminal, while it runs or after."""
     config = _config(study, storage=storage, study_name=study_name)
-    from mmsearch.config import hide_password
-    from mmsearch.search.storage import OWNER
-    from mmsearch.search.study import count, open_study
+    from mmsearch.search.study import open_study
 
     with open_study(config) as opened:
-        trials = opened.trials()
-        counts = count(trials)
-        print(f"study     {config.study.name} in {hide_password(config.storage_url)}")
-        done = f"{counts.complete} complete, {counts.pruned} pruned"
-        print(f"trials    {counts.finished} of {opened.total()} ({done})")
-        print(f"          {counts.failed} failed, {counts.running} running, {counts.waiting} waiting")
-        _print_best(opened.metric, opened.best(trials), opened.baseline(trials), opened.gain(trials))
-        for trial in trials:
-            if trial.state.name == "RUNNING":
-                owner = trial.system_attrs.get(OWNER, {})
-                reached = max(trial.intermediate_values, default=0)
-                where = f"process {owner.get('pid')} on {owner.get('host')}"
-                print(f"running   trial {trial.number}, epoch {reached}, {where}")
+        print_status(opened)
+
+
+@app.command()
+def enqueue(
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Values as in the study file, such as optimizer.lr=5e-4."),
+    ] = None,
+    study: StudyOption = DEFAULT_STUDY,
+    like: Annotated[
+        str | None, typer.Option(help="What is not given is as in this trial: a number, or the word best.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Queue it even if a trial has it already.")] = False,
+    data: Data = None,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+) -> None:
+    """Queue one configuration, the defaults but for what is given; a search that runs takes it next."""
+    config = _config(study, data=data, storage=storage, study_name=study_name)
+    from mmsearch.hyperparameters import show
+    from mmsearch.search.enqueue import enqueue as run
+    from mmsearch.search.enqueue import parse_assignments
+
+    queued = run(config, parse_assignments(values or ()), like=like, again=again)
+    print(queued.number)
+    words = ", ".join(f"{name} = {show(value)}" for name, value in queued.changed.items())
+    say(f"trial {queued.number} waits with {f'{words}; the rest is as by default' if words else 'the defaults'}")
+    if queued.needs is not None:
+        raised = f"{config.command('launch')} --trials {queued.needs}"
+        say(f"the study has all its trials, and this one runs when there are more: {raised}")
 
 
 @app.command()
@@ -169,40 +203,51 @@ def dashboard(
     from mmsearch.search.dashboard import PASSWORD_VARIABLE, serve
 
     serve(
-        config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: _say(f"dashboard at {url} (Ctrl-C ends it)")
+        config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: say(f"dashboard at {url} (Ctrl-C ends it)")
     )
 
 
 @app.command(name="retrain-best")
 def retrain_best(
     study: Study = DEFAULT_STUDY,
+    trial: Annotated[int | None, typer.Option(min=0, help="This complete trial instead of the best.")] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            help="Among several metrics: best (of the leading one), knee (closest to the best of all), or within=0.005 "
+            "(of those at most so much worse than the best, the best of the second)."
+        ),
+    ] = None,
     data: Data = None,
     storage: StorageUrl = None,
     study_name: StudyName = None,
     seed: Seed = None,
     device: Device = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
 ) -> None:
     """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
-    config = _config(study, data=data, storage=storage, study_name=study_name, seed=seed, device=device)
+    if trial is not None and pick is not None:
+        raise UsageError("--trial and --pick exclude each other")
+    config = _config(
+        study,
+        data=data,
+        storage=storage,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
     from mmsearch.results.retrain import retrain_best as run
     from mmsearch.search.machine import cores
     from mmsearch.training.device import use_threads
 
     use_threads(cores())
-    with _Epochs(config) as show:
-        bundle = run(config, on_plan=show.plan, on_epoch=show.epoch)
-    metrics = bundle.metrics
-    scored = metrics["test"] or metrics["training"]
-    where = f"{scored['rows']} {'test rows' if metrics['test'] else 'training rows, which it has seen'}"
-    searched = metrics["searched"]
-    print(f"trial       {metrics['trial']} ({searched['metric']} {searched['value']:.4f} on validation rows)")
-    print(f"accuracy    {scored['accuracy']:.4f} on {where}")
-    print(f"macro F1    {scored['macro_f1']:.4f} on {where}")
-    found = metrics["modalities"]
-    print(f"both        {found['both']:.4f} macro F1 on {found['scored_on']} rows")
-    print(f"image alone {found['image_alone']:.4f} (audio set to its training mean)")
-    print(f"audio alone {found['audio_alone']:.4f} (image set to its training mean)")
-    print(f"bundle      {bundle.folder}")
+    with Epochs() as show:
+        rule = pick or "best"
+        bundle = run(config, trial=trial, rule=rule, on_plan=show.plan, on_note=say, on_epoch=show.epoch)
+    print_retrained(bundle)
 
 
 @app.command()
@@ -213,6 +258,7 @@ def predict(
     split: Annotated[
         str | None, typer.Option(help="train or test; by default test, or train where there is no test split.")
     ] = None,
+    skip_broken: SkipBroken = False,
 ) -> None:
     """Predict new data with a retrained model: a CSV of labels, confidences and probabilities."""
     if split not in (None, "train", "test"):
@@ -221,7 +267,7 @@ def predict(
     from mmsearch.results.bundle import Bundle
     from mmsearch.results.predict import predict as run
 
-    _put(run(Bundle.load(bundle), data, split), out)
+    _put(run(Bundle.load(bundle), data, split, skip_broken=skip_broken, on_event=say), out)
 
 
 @app.command()
@@ -249,12 +295,36 @@ def export(
 @app.command()
 def data(
     path: Annotated[str, typer.Argument(help="A data folder, or the word demo.")] = "demo",
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
 ) -> None:
-    """Print what a data folder holds: layout, shapes, classes and balance, ranges, and what repeats."""
+    """Print what a data folder holds: layout, shapes, classes and balance, ranges, what repeats, and problems."""
+    from mmsearch.config import parse_shape
     from mmsearch.data.describe import describe
     from mmsearch.data.sources import read_dataset
 
-    print(describe(read_dataset(path, test=0)), end="")
+    shape = None if image_shape is None else parse_shape(image_shape, "--image-shape")
+    print(describe(read_dataset(path, test=0, image_shape=shape, skip_broken=skip_broken)), end="")
+
+
+@app.command()
+def fetch(
+    source: Annotated[str, typer.Argument(help="What to download: zenodo, the written and spoken digits database.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made where it is missing.")],
+    api: Annotated[str, typer.Option(help="Address of the record's API.")] = "https://zenodo.org/api",
+) -> None:
+    """Download a public data set and check it; stopped and run again, it goes on where it was."""
+    from mmsearch.data.fetch import fetch_record, record_url
+
+    try:
+        with Downloads() as show:
+            paths = fetch_record(record_url(source, api), folder, on_progress=show.progress, on_event=say)
+    except (KeyboardInterrupt, SystemExit):
+        say(f"what came is kept; go on with: {shlex.join(['mmsearch', *sys.argv[1:]])}")
+        raise
+    for path in paths:
+        print(path)
+    say(f"next: mmsearch data {shlex.quote(str(folder))}")
 
 
 @app.callback(invoke_without_command=True)
@@ -294,72 +364,6 @@ def _stop(signum: int, frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-class _Epochs:
-    """Epochs of a retraining: a bar in a terminal, lines elsewhere."""
-
-    def __init__(self, config: StudyConfig) -> None:
-        self._metric = config.metric
-        self._bar: Any = None
-        self._task: Any = None
-        self._epochs = 0
-
-    def __enter__(self) -> _Epochs:
-        return self
-
-    def plan(self, plan: Any) -> None:
-        self._epochs = plan.epochs
-        _say(f"retraining trial {plan.trial.number} on training and validation rows for {plan.epochs} epochs")
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("training", total=plan.epochs)
-            self._bar.start()
-
-    def epoch(self, result: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=result.epoch)
-        else:
-            scores = f"loss {result.train.loss:.4f}, macro F1 {result.train.macro_f1:.4f} in training"
-            _say(f"epoch {result.epoch}/{self._epochs}: {scores}, {result.seconds:.1f} s")
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _progress(config: StudyConfig) -> Progress:
-    from mmsearch.search.progress import LineProgress, LiveProgress
-
-    return LiveProgress(config.metric, config.study.name) if sys.stderr.isatty() else LineProgress(config.metric)
-
-
-def _print_summary(config: StudyConfig, summary: Summary) -> None:
-    from mmsearch.search.progress import duration
-
-    counts = summary.counts
-    print(
-        f"trials    {counts.finished} of {summary.total} ({counts.complete} complete, {counts.pruned} pruned), "
-        f"{counts.failed} failed"
-    )
-    if summary.finished_here:
-        rate = summary.finished_here / summary.seconds * 3600
-        print(f"time      {duration(summary.seconds)}, {rate:.0f} trials an hour in this run")
-    else:
-        print("time      nothing was left to do")
-    _print_best(config.metric, summary.best, summary.baseline, summary.gain)
-
-
-def _print_best(metric: str, best: Any, baseline: Any, gain: float | None) -> None:
-    if best is None:
-        print("best      no trial is complete yet")
-        return
-    print(f"best      {metric} {best.value:.4f} (trial {best.number}, epoch {best.user_attrs.get('best_epoch')})")
-    if gain is not None:
-        print(f"gain      {gain:+.4f} over the defaults ({baseline.value:.4f}, trial {baseline.number})")
-
-
 def _must_be_writable(out: Path | None) -> None:
     """Find out before the work that its result has no place to go."""
     if out is not None and not out.parent.is_dir():
@@ -377,8 +381,4 @@ def _put(text: str, out: Path | None) -> None:
         write_text(out, text)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
-    _say(f"wrote {out}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(f"wrote {out}")

@@ -8,11 +8,12 @@ import tomllib
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from mmsearch.constraints import Constraint, parse_constraint
 from mmsearch.errors import StudyFileError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, nearest, show
 from mmsearch.paths import DEFAULT_STUDY, MANIFEST, RESERVED_NAMES, StoragePaths, StudyPaths
@@ -41,6 +42,8 @@ OPTIONS: Mapping[str, str] = {
     "--seed": "study.seed",
     "--device": "search.device",
     "--trials": "study.trials",
+    "--image-shape": "data.image_shape",
+    "--skip-broken": "data.skip_broken",
 }
 
 
@@ -58,6 +61,26 @@ class StudySection(_Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     folder: str = "../storage"
     storage: Annotated[str | None, Field(repr=False)] = None
+
+    @field_validator("metrics")
+    @classmethod
+    def _one_leads(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        if metrics[0] not in LEADING:
+            raise PydanticCustomError("ours", f"must begin with the metric that leads: {', '.join(LEADING)}")
+        if len(set(metrics)) < len(metrics):
+            raise PydanticCustomError("ours", "must not name a metric twice")
+        return metrics
+
+    @field_validator("constraints")
+    @classmethod
+    def _constraints_are_read(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            read = [str(parse_constraint(text, get_args(Metric))) for text in constraints]
+        except ValueError as error:
+            raise PydanticCustomError("ours", "{reason}", {"reason": str(error)}) from None
+        if len(set(read)) < len(read):
+            raise PydanticCustomError("ours", "must not name a constraint twice")
+        return tuple(read)
 
 
 class DataSection(_Section):
@@ -89,8 +112,8 @@ class SearchSection(_Section):
     pruner_warmup: Annotated[int, Field(ge=0)] = 2
     pruner_percentile: Annotated[float, Field(ge=0, le=100)] = 25.0
     pruner_patience: Annotated[int, Field(ge=0)] = 2
-    pruner_lower: float | None = None
-    pruner_upper: float | None = None
+    pruner_lower: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    pruner_upper: Annotated[float, Field(allow_inf_nan=False)] | None = None
     pruner_p: Annotated[float, Field(gt=0, lt=1)] = 0.1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     max_epochs: Size = 10
@@ -98,6 +121,7 @@ class SearchSection(_Section):
     max_retries: Annotated[int, Field(ge=0)] = 1
     max_failures: Size = 10
     init: str | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
@@ -168,9 +192,19 @@ class StudyConfig(_Section):
         return self.study.metrics[0]
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        """Whether a greater or a smaller value of the leading metric is better."""
-        return "minimize" if self.metric == "loss" else "maximize"
+    def directions(self) -> list[Literal["maximize", "minimize"]]:
+        """Whether a greater or a smaller value of each metric is better."""
+        return ["minimize" if metric in SMALLER_IS_BETTER else "maximize" for metric in self.study.metrics]
+
+    @cached_property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What a trial must keep to, to be the best."""
+        return tuple(parse_constraint(text, get_args(Metric)) for text in self.study.constraints)
+
+    @property
+    def folds(self) -> int:
+        """How many models a trial trains, each validated on other rows."""
+        return self.data.folds if self.data.validation == "kfold" else 1
 
     def command(self, verb: str, options: Collection[str] = OPTIONS) -> str:
         """A command on this study as its user would type it, with the `options` that were laid over the file.
@@ -181,9 +215,13 @@ class StudyConfig(_Section):
         if Path(self.file) != DEFAULT_STUDY:
             words.append(self.file)
         for option, key in OPTIONS.items():
-            if option in options and key in self.overrides:
-                text = str(self.overrides[key])
-                words += [option, hide_password(text) if key == "study.storage" else text]
+            if option not in options or key not in self.overrides:
+                continue
+            value = self.overrides[key]
+            if isinstance(value, bool):  # a flag
+                words += [option] if value else []
+            else:
+                words += [option, hide_password(str(value)) if key == "study.storage" else str(value)]
         return shlex.join(words)
 
     @property
@@ -269,7 +307,17 @@ def _lay(tree: dict[str, Any], key: str, value: object, label: str) -> None:
         value = _storage_url(value, Path.cwd(), label)
     elif isinstance(value, str) and key in ("study.folder", "data.source"):
         value = _locate(value, Path.cwd(), name, label)
+    elif isinstance(value, str) and key == "data.image_shape":
+        value = parse_shape(value, label)
     tree[section][name] = value
+
+
+def parse_shape(text: str, label: str) -> tuple[int, ...]:
+    """`32x32` or `3x32x32` as numbers; raises `StudyFileError`."""
+    parts = text.lower().split("x")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) for part in parts):
+        raise StudyFileError(f'{label}: "{text}" must be HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 32x32')
+    return tuple(map(int, parts))
 
 
 def _locate(text: str, base: Path, key: str, label: str) -> str:
@@ -318,6 +366,15 @@ def hide_password(url: str) -> str:
 
 def _check_search(config: StudyConfig) -> None:
     """What one section's value forbids in another."""
+    if config.data.validation == "three_way" and config.data.fraction >= 0.5:
+        raise StudyFileError(
+            f"{config.file}: [data] fraction = {show(config.data.fraction)} must be below 0.5: "
+            "three_way keeps as many rows back as validate"
+        )
+    freezing = "transfer.freeze_epochs"
+    if freezing in config.dimensions.dimensions and not config.search.init and config.dimensions[freezing] != Fixed(0):
+        raise StudyFileError(f'{config.file}: [space] "{freezing}" needs weights to freeze: init in [search]')
+    _check_pruner(config)
     if config.search.sampler != "grid":
         return
     for name, dimension in config.dimensions.varying().items():
@@ -328,6 +385,21 @@ def _check_search(config: StudyConfig) -> None:
             raise StudyFileError(f"{where} applies only to some configurations, which a grid cannot hold")
         if isinstance(dimension, Range) and dimension.grid() is None:
             raise StudyFileError(f"{where} needs a step, or a list of choices, to be searched by a grid")
+
+
+def _check_pruner(config: StudyConfig) -> None:
+    search, where = config.search, f"{config.file}: [search]"
+    chosen, lower, upper = f'{where} pruner = "{search.pruner}"', search.pruner_lower, search.pruner_upper
+    if len(config.study.metrics) > 1 and search.pruner not in ("median", "none"):
+        raise StudyFileError(f'{chosen} needs one metric: trials with several are not pruned, as with "none"')
+    if search.pruner == "threshold" and lower is None and upper is None:
+        raise StudyFileError(f"{chosen} needs pruner_lower or pruner_upper")
+    if lower is not None and upper is not None and lower > upper:
+        raise StudyFileError(f"{where} pruner_lower = {show(lower)} is above pruner_upper = {show(upper)}")
+    if search.pruner == "wilcoxon" and config.data.validation != "kfold":
+        raise StudyFileError(
+            f'{chosen} compares folds: it needs validation = "kfold" in [data], not "{config.data.validation}"'
+        )
 
 
 def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[str, str]) -> str:
@@ -341,6 +413,9 @@ def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[s
         ours = [f for f in StudyConfig.model_fields if f not in ("file", "overrides")]
         known = ours if not name else list(models[section].model_fields)
         what = "a key of this section" if name else "a section of a study file"
+        owner = next((held for held, model in models.items() if not name and section in model.model_fields), None)
+        if owner is not None:
+            return f"{file}: {section} is a key of [{owner}], and must stand below that line"
         return f"{where} is not {what}{nearest(name or section, known)}; allowed are {', '.join(known)}"
     if name.endswith("_shape"):
         parts = "[frames, coefficients]" if name == "audio_shape" else "[height, width] or [channels, height, width]"
@@ -359,5 +434,9 @@ def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[s
         allowed = 'must be "auto", "cpu", "cuda" or "cuda:N"'
     elif error["type"] == "reserved":
         return f"{where} {allowed}; choose another"
+    elif name == "constraints" and error["type"] == "ours":
+        return f"{where}: {error['msg']}"
     value = error["input"]
+    if allowed == "must be a list":
+        allowed += f", such as [{show(value)}]"
     return f"{where} = {show(value)} {allowed}"

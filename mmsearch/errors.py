@@ -4,13 +4,13 @@ MmsearchError                 1   something failed; the message is one sentence 
 +-- UsageError                2   a wrong command line, study file or data set
 |   +-- StudyFileError            the study file, its environment or overrides: names file, key and what is allowed
 |   +-- DataError                 a data set: names file and row
-|   `-- StudyMismatch             the stored study was begun with something else: names what
+|   +-- StudyMismatch             the stored study was begun with something else: names what
+|   `-- BundleError               a retrained model that is missing, damaged or of no use here
 +-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
 +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
 +-- Interrupted               130 or 143   the search was stopped by a signal, and goes on when it is run again
 +-- SearchFailed              1   workers or trials failed again and again
 +-- FetchError                1   a download failed: names the address; what came is kept unless it is wrong
-+-- BundleError               1   a retrained model that cannot be loaded or does not reproduce its predictions
 `-- TrialFailed               1   one trial's training went wrong; the search goes on
     `-- LossNotFinite             its loss became infinite or not a number
 
@@ -73,7 +73,7 @@ class FetchError(MmsearchError):
     """A download failed, or brought something else than was announced."""
 
 
-class BundleError(MmsearchError):
+class BundleError(UsageError):
     """A bundle is incomplete, damaged, or predicts something else than when it was made."""
 
 

@@ -425,5 +425,6 @@ def nearest(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
     """`; did you mean "..."?` where a known name is close to `word`, else an empty text."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    same_end = [name for name in known if name.endswith(f".{word}")]  # "lr" for "optimizer.lr"
+    close = same_end if len(same_end) == 1 else difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else ""

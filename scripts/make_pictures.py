@@ -29,7 +29,7 @@ class Recorder(Progress):
         self.kept: tuple[list[str], Snapshot] | None = None
 
     def event(self, event: Event) -> None:
-        if event.fields["event"] == "finished" and (text := describe(event, "macro_f1")):
+        if event.fields["event"] == "finished" and (text := describe(event)):
             self.lines.append(text)
 
     def show(self, snapshot: Snapshot) -> None:

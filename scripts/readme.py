@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the parts of README.md that are made from the program: help texts, the table of parameters, the tree.
+"""Write what is made from the program: the table of commands in README.md, and docs/reference.md with all the rest.
 
 readme.py           write them
 readme.py --check   exit 1 where they are out of date
@@ -15,7 +15,36 @@ from mmsearch.hyperparameters import TABLE, Parameter, show
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-COMMANDS = ("init", "launch", "status", "dashboard", "retrain-best", "predict", "export", "data")
+REFERENCE = ROOT / "docs" / "reference.md"
+COMMANDS = (
+    "init",
+    "launch",
+    "status",
+    "enqueue",
+    "dashboard",
+    "retrain-best",
+    "predict",
+    "export",
+    "data",
+    "fetch",
+)
+INTRODUCTION = """# Reference
+
+Made from the program by `scripts/readme.py`: every command, every parameter of a study's `[space]`, every file.
+
+## Every command
+
+{help}
+## Every parameter
+
+Filters, units and kernels have one parameter a layer: with `depth = 3` there are `filters_1`, `filters_2` and
+`filters_3`. A parameter under the name of a choice, such as `image.cnn.kernel`, applies only where that choice is
+taken. `features.*` apply where the audio rows are waveforms.
+
+{parameters}
+## Every file
+
+{tree}"""
 
 # What has no docstring of its own.
 TOP_LEVEL = {
@@ -26,23 +55,40 @@ TOP_LEVEL = {
     "docker-compose.yml": "PostgreSQL, workers that scale, the dashboard",
     "studies/digits.toml": "the default study, commented",
     "studies/smoke.toml": "a first try: seconds a trial",
+    "studies/wide.toml": "every family of the factory",
+    "studies/dual_conv.toml": "the write-up 000: its grid; dual_conv_random.toml: its random search",
+    "studies/three_conv.toml": "the write-up 001",
+    "studies/conv_lstm.toml": "the write-up 004",
     "storage/": "what runs leave (git-ignored)",
-    "docs/": "the pictures of this page",
+    "docs/": "this page, and the pictures of the README",
+    "benchmarks/results/": "what was measured, with the commands",
     "mmsearch/data/demo/": "the demo data, its sources and licences",
 }
+
+
+def help_of(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mmsearch", *command, "--help"],
+        env={"COLUMNS": "110", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.replace("python -m mmsearch", "mmsearch").strip()
+
+
+def commands() -> str:
+    lines = ["| command | what it does |", "|---|---|"]
+    for command in COMMANDS:
+        paragraph = help_of(command).split("\n\n")[1]
+        lines.append(f"| `mmsearch {command}` | {' '.join(paragraph.split()).removesuffix('.')} |")
+    return "\n".join(lines) + "\n"
 
 
 def help_texts() -> str:
     parts = []
     for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "mmsearch", command, "--help"],
-            env={"COLUMNS": "110", "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        text = done.stdout.replace("python -m mmsearch", "mmsearch").strip()
+        text = help_of(command)
         summary = f"<details><summary><code>mmsearch {command}</code></summary>"
         parts.append(f"{summary}\n\n```text\n{text}\n```\n\n</details>\n")
     return "\n".join(parts)
@@ -90,7 +136,7 @@ def tree() -> str:
     for name, text in TOP_LEVEL.items():
         assert (ROOT / name).exists(), name
         rows.append((name, text))
-    for folder in ("scripts", "tests"):
+    for folder in ("scripts", "benchmarks", "tests"):
         for path in sorted((ROOT / folder).glob("*.py")):
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
             rows.append((str(path.relative_to(ROOT)), first_sentence(text)))
@@ -99,17 +145,17 @@ def tree() -> str:
 
 
 def main() -> None:
-    text = README.read_text()
-    made = text
-    for name, content in (("help", help_texts()), ("parameters", parameters()), ("tree", tree())):
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        head, _, rest = made.partition(begin)
-        made = head + begin + content + end + rest.partition(end)[2]
-    if "--check" in sys.argv:
-        if made != text:
-            sys.exit("README.md is out of date: run scripts/readme.py")
-    else:
-        README.write_text(made)
+    begin, end = "<!-- commands -->\n", "<!-- end of commands -->"
+    head, _, rest = README.read_text().partition(begin)
+    made = {
+        README: head + begin + commands() + end + rest.partition(end)[2],
+        REFERENCE: INTRODUCTION.format(help=help_texts(), parameters=parameters(), tree=tree()),
+    }
+    for path, text in made.items():
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run scripts/readme.py")
 
 
 if __name__ == "__main__":

@@ -14,20 +14,25 @@ import pytest
 from conftest import ROOT, environment
 
 import mmsearch.models.factory  # noqa: F401 - registers encoders and fusions
+from mmsearch.data.features import FEATURES
 from mmsearch.hyperparameters import TABLE, Hyperparameters
+from mmsearch.models.factory import _head
 from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS
+from mmsearch.training.augmentation import augment_audio, augment_images
+from mmsearch.training.losses import LOSSES
 from mmsearch.training.optimisers import OPTIMISERS, SCHEDULES
 
 # A module may import from its own floor and from those below.
 FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
+    ("console",),
     ("results",),
     ("search",),
     ("training",),
     ("models",),
     ("data",),
-    ("config", "spaces", "hyperparameters", "paths"),
+    ("config", "constraints", "spaces", "hyperparameters", "paths"),
     ("errors",),
 )
 FLOOR = {name: -height for height, names in enumerate(FLOORS) for name in names}
@@ -95,8 +100,10 @@ def test_data_models_and_training_know_nothing_of_optuna(module: str) -> None:
     assert not uses(module, "optuna_dashboard")
 
 
-@pytest.mark.parametrize("module", [m for m in SOURCES if m.split(".")[0] not in ("search", "results", "cli")])
-def test_only_search_results_and_cli_know_of_a_study(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", [m for m in SOURCES if m.split(".")[0] not in ("search", "results", "console", "cli")]
+)
+def test_only_search_results_and_the_command_line_know_of_a_study(module: str) -> None:
     assert not uses(module, "optuna")
     assert module == "config" or not uses(module, "sqlalchemy")  # config: its URL parser, in one function
 
@@ -181,6 +188,8 @@ REGISTRIES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "image.encoder": ("image", IMAGE_ENCODERS),
     "audio.encoder": ("audio", AUDIO_ENCODERS),
     "fusion.name": ("fusion", FUSIONS),
+    "features.name": ("features", FEATURES),
+    "loss.name": ("loss", LOSSES),
     "optimizer.name": ("optimizer", OPTIMISERS),
     "schedule.name": ("schedule", SCHEDULES),
 }
@@ -193,7 +202,7 @@ def test_what_a_study_file_may_choose_is_what_there_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "made"),
-    [(f"{group}.{name}", made) for group, registry in list(REGISTRIES.values())[:3] for name, made in registry.items()],
+    [(f"{group}.{name}", made) for group, registry in list(REGISTRIES.values())[:5] for name, made in registry.items()],
 )
 def test_encoders_and_fusions_take_what_the_table_names(prefix: str, made: Callable[..., Any]) -> None:
     assert keywords(made) == named(prefix)
@@ -212,8 +221,11 @@ def test_optimisers_take_what_the_table_names(name: str, optimiser: Callable[...
 
 def test_each_name_of_the_table_belongs_to_something() -> None:
     """A parameter under no registered choice, and none of the few that stand alone, would change nothing."""
-    alone = {"batch_size", "optimizer.lr", "loss.name", "loss.label_smoothing", *REGISTRIES}
-    alone |= {"head.depth", "head.units", "head.dropout"}
+    alone = {"batch_size", "optimizer.lr", "optimizer.clip", "ema.decay", "transfer.freeze_epochs", *REGISTRIES}
+    alone |= {"loss.label_smoothing", "loss.class_weights", "loss.l1", "audio.scale", "fusion.modality_dropout"}
+    alone |= {f"head.{name}" for name in keywords(_head)}
+    alone |= {f"augment.image.{name}" for name in keywords(augment_images)}
+    alone |= {f"augment.audio.{name}" for name in keywords(augment_audio)} | {"augment.mixup"}
     chosen = tuple(f"{group}.{name}." for group, registry in REGISTRIES.values() for name in registry)
     assert [name for name in TABLE if name not in alone and not name.startswith(chosen)] == []
 

@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "parameter in a table": ("[space.optimizer]\nlrr = 1", ('"optimizer.lrr"', 'did you mean "optimizer.lr"?')),
     "parameter without a value": ('[space]\n"batch_sizes" = {}', ('"batch_sizes"', 'did you mean "batch_size"?')),
     "parameter twice": (f"{LR}1e-3\n[space.optimizer]\nlr = 1e-2", ('"optimizer.lr"',)),
-    "option": ('[space]\n"image.encoder" = ["cnn", "mpl"]', ('"image.encoder"', '"cnn", "mlp"', 'did you mean "mlp"?')),
+    "option": ('[space]\n"image.encoder" = ["cnn", "mpl"]', ('"image.encoder"', '"vit", "mlp"', 'did you mean "mlp"?')),
     "option twice": (f"{BATCH}[32, 64, 32]", ('"batch_size"', "listed twice")),
     "no options": (f"{BATCH}[]", ('"batch_size"', "not empty")),
     "default not among choices": (f"{BATCH}{{ choices = [32, 64], default = 16 }}", ('"batch_size"', "default 16")),
@@ -62,7 +62,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "low above high": (f"{LR}{{ low = 1e-2, high = 1e-3 }}", ('"optimizer.lr"', "low = 0.01", "above high = 0.001")),
     "no high": (f"{BATCH}{{ low = 2 }}", ('"batch_size"', "high is missing")),
     "range key": (f"{BATCH}{{ low = 2, hihg = 64 }}", ('"hihg"', 'did you mean "high"?', "low, high, log")),
-    "range of choices": ('[space]\n"image.encoder" = { low = 1, high = 2 }', ("list of choices", '"cnn", "mlp"')),
+    "range of choices": ('[space]\n"image.encoder" = { low = 1, high = 2 }', ("list of choices", '"vit", "mlp"')),
     "log from 0": (f"{DROPOUT}{{ low = 0, high = 0.5, log = true }}", ('"head.dropout"', "low above 0, not 0")),
     "log and step": (f"{BATCH}{{ low = 2, high = 8, log = true, step = 2 }}", ("log and step exclude each other",)),
     "step does not divide": (f"{DROPOUT}{{ low = 0.0, high = 0.5, step = 0.2 }}", ('"head.dropout"', "step = 0.2")),
@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "trials": ("[study]\ntrials = 0", ("[study] trials = 0", "greater than or equal to 1")),
     "trials as text": ('[study]\ntrials = "5"', ('[study] trials = "5" must be a whole number',)),
     "name": ('[study]\nname = "a b"', ('[study] name = "a b"', "letters, digits, dots, dashes and underscores")),
-    "metric": ('[study]\nmetrics = ["f1"]', ('[study] metrics = "f1"', '"macro_f1", "accuracy" or "loss"')),
+    "metric": ('[study]\nmetrics = ["f1"]', ('[study] metrics = "f1"', '"macro_f1", "accuracy", "loss"')),
     "no metric": ("[study]\nmetrics = []", ("[study] metrics = []", "at least 1")),
     "no such user": ('[study]\nfolder = "~nobody-is-called-so/x"', ("[study] folder", "~nobody-is-called-so")),
     "storage without scheme": ('[study]\nstorage = "studies.db"', ("[study] storage", "sqlite:///studies.db")),
@@ -83,7 +83,25 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "image shape too short": ("[data]\nimage_shape = [28]", ("[data] image_shape = [28]",)),
     "image shape too long": ("[data]\nimage_shape = [2, 2, 2, 2]", ("= [2, 2, 2, 2]", "[channels, height, width]")),
     "audio shape too short": ("[data]\naudio_shape = [39]", ("[data] audio_shape = [39]", "[frames, coefficients]")),
-    "sampler": ('[search]\nsampler = "cmaes"', ('[search] sampler = "cmaes"', '"tpe", "random" or "grid"')),
+    "sampler": ('[search]\nsampler = "cmaes"', ('[search] sampler = "cmaes"', '"grid", "qmc" or "nsga2"')),
+    "pruner": ('[search]\npruner = "asha"', ('[search] pruner = "asha"', '"hyperband", "halving"')),
+    "population": ("[search]\npopulation = 1", ("[search] population = 1", "greater than or equal to 2")),
+    "percentile": ("[search]\npruner_percentile = 101", ("[search] pruner_percentile = 101", "equal to 100")),
+    "reduction factor": ("[search]\nreduction_factor = 1", ("[search] reduction_factor = 1", "equal to 2")),
+    "a threshold that is none": ("[search]\npruner_lower = nan", ("[search] pruner_lower = nan", "a finite number")),
+    "threshold without one": ('[search]\npruner = "threshold"', ("needs pruner_lower or pruner_upper",)),
+    "thresholds that cross": (
+        "[search]\npruner_lower = 0.9\npruner_upper = 0.5",
+        ("[search] pruner_lower = 0.9 is above pruner_upper = 0.5",),
+    ),
+    "wilcoxon without folds": (
+        '[data]\nvalidation = "three_way"\n[search]\npruner = "wilcoxon"',
+        ('[search] pruner = "wilcoxon" compares folds', 'validation = "kfold" in [data], not "three_way"'),
+    ),
+    "pruner of several metrics": (
+        '[study]\nmetrics = ["macro_f1", "parameters"]\n[search]\npruner = "halving"',
+        ('[search] pruner = "halving" needs one metric', '"none"'),
+    ),
     "device": ('[search]\ndevice = "gpu"', ('[search] device = "gpu"', '"auto", "cpu", "cuda" or "cuda:N"')),
     "grid of a range": (
         '[search]\nsampler = "grid"\n[space]\n"optimizer.lr" = { low = 1e-3, high = 1e-2 }',
@@ -240,8 +258,18 @@ def test_shipped_studies_can_be_read_frozen_and_sent_to_a_worker(path: Path) -> 
     assert again.configurations == config.configurations
 
 
+@pytest.mark.parametrize("pruner", ["median", "none"])
+def test_several_metrics_go_with_the_pruner_that_nobody_chose(write: Write, pruner: str) -> None:
+    text = f'[study]\nmetrics = ["accuracy", "parameters"]\n[search]\npruner = "{pruner}"\npruner_lower = 0.1'
+    config = load_config(write(text))
+    assert config.search.pruner == pruner
+    assert config.search.pruner_lower == 0.1  # what the chosen pruner does not use does no harm
+
+
 def test_json_keeps_what_has_no_type_of_its_own_there(write: Write) -> None:
-    text = '[data]\nimage_shape = [3, 28, 28]\naudio_shape = [39, 13]\n[space]\n"image.cnn.batch_norm" = [true, false]'
+    text = (
+        '[data]\nimage_shape = [3, 28, 28]\naudio_shape = [39, 13]\n[space]\n"optimizer.sgd.nesterov" = [true, false]'
+    )
     config = load_config(write(f"{text}\n[space.optimizer]\nlr = {{ low = 1e-4, high = 1, log = true }}\n[[enqueue]]"))
     again = StudyConfig.model_validate_json(config.model_dump_json())
     assert (again, again.dimensions) == (config, config.dimensions)
@@ -250,7 +278,8 @@ def test_json_keeps_what_has_no_type_of_its_own_there(write: Write) -> None:
 
 DIGITS = (ROOT / "studies" / "digits.toml").read_text()
 # Keys that have no default of their own: what stands behind the # is an example.
-EXAMPLES = {"study.storage", "data.rows", "data.image_shape", "data.audio_shape"}
+EXAMPLES = {"study.storage", "study.constraints", "data.rows", "data.image_shape", "data.audio_shape"}
+EXAMPLES |= {"data.sample_rate", "data.audio_seconds", "search.pruner_lower", "search.pruner_upper", "search.init"}
 SECTIONS = re.findall(r"^\[(study|data|search)\]\n(.*?)(?=^# What is|^\[)", DIGITS, re.M | re.S)
 KEYS = [
     (section, key, bool(hash_sign))
@@ -265,7 +294,7 @@ def test_what_comments_give_as_defaults_are_the_defaults(write: Write, section: 
     text, changed = re.subn(rf"^# (?={key} = )", "", DIGITS, flags=re.M)
     written = getattr(getattr(load_config(write(text, "digits.toml")), section), key)
     assert changed == 1
-    assert (default is None and written is not None) if f"{section}.{key}" in EXAMPLES else (written == default)
+    assert (not default and bool(written)) if f"{section}.{key}" in EXAMPLES else (written == default)
 
 
 def test_the_default_study_shows_every_key() -> None:

@@ -8,11 +8,25 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import MMSEARCH, ROOT, environment
 
+from mmsearch.config import DataSection, SearchSection
+from mmsearch.hyperparameters import TABLE
+
 README = (ROOT / "README.md").read_text()
+CHOICES = (
+    "image.encoder",
+    "audio.encoder",
+    "fusion.name",
+    "features.name",
+    "optimizer.name",
+    "schedule.name",
+    "loss.name",
+)
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
 def test_the_made_parts_are_up_to_date() -> None:
@@ -23,9 +37,22 @@ def test_the_made_parts_are_up_to_date() -> None:
 def test_every_command_has_a_line() -> None:
     done = subprocess.run([MMSEARCH, "--help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^  ([a-z-]+)  ", done.partition("Commands:")[2], re.M)
-    assert len(commands) == 8
+    assert len(commands) == 10
     for command in commands:
-        assert f"<code>mmsearch {command}</code>" in README
+        assert f"| `mmsearch {command}` |" in README
+        assert f"<code>mmsearch {command}</code>" in REFERENCE
+
+
+def test_every_choice_has_a_line() -> None:
+    """Each option of an encoder, fusion, feature, loss, sampler, ... is named in the README's table of choices."""
+    table = README.partition("## What there is to choose")[2].partition("\n## ")[0]
+    options = {str(option) for name in CHOICES for option in TABLE[name].options}
+    options |= {name.split(".", 2)[2] for name in TABLE if name.startswith("augment.image.")}
+    options |= {name.split(".", 2)[2] for name in TABLE if name.startswith("augment.audio.")}
+    for field in (SearchSection.model_fields["sampler"], SearchSection.model_fields["pruner"]):
+        options |= set(get_args(field.annotation))
+    options |= set(get_args(DataSection.model_fields["validation"].annotation))
+    assert [option for option in sorted(options) if f"`{option}`" not in table] == []
 
 
 def test_every_link_and_picture_is_there() -> None:

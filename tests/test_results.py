@@ -61,6 +61,9 @@ def test_metrics_agree_with_the_predictions(workspace: Path) -> None:
     assert np.sum(metrics["test"]["confusion_matrix"]) == 1000
     assert metrics["test"]["per_class"]["7"]["support"] == truth.count("7")
     assert metrics["training"]["rows"] == 400
+    assert metrics["held_back"] is None
+    searched = metrics["searched"]
+    assert (searched["rule"], searched["values"]) == ("best", {"macro_f1": searched["value"]})
     assert metrics["modalities"]["both"] == metrics["test"]["macro_f1"]
     assert metrics["modalities"]["both"] > max(metrics["modalities"][m] for m in ("image_alone", "audio_alone"))
     assert {"mmsearch", "torch", "optuna", "numpy", "python"} <= set(metrics["versions"])
@@ -95,8 +98,38 @@ def test_a_bundle_reloads_and_predicts_the_same(workspace: Path) -> None:
     assert np.allclose(bundle.predict(demo.image, demo.audio), expected, atol=1e-5)
     flat_and_scaled = demo.image.reshape(len(demo.image), -1).astype(np.float64) / 255
     assert np.allclose(bundle.predict(flat_and_scaled, demo.audio.reshape(-1, 507)), expected, atol=1e-4)
-    with pytest.raises(DataError, match="28"):
-        bundle.predict(np.zeros((2, 30 * 30)), np.zeros((2, 507)))
+    for image, audio in (((2, 785), (2, 507)), ((2, 784), (2, 508)), ((2, 28, 28, 2), (2, 507))):
+        with pytest.raises(DataError, match="trained on images of 1x28x28 and audio of 39x13"):
+            bundle.predict(np.zeros(image), np.zeros(audio))
+    with pytest.raises(DataError, match="3 rows"):
+        bundle.predict(np.zeros((2, 784)), np.zeros((3, 507)))
+
+
+def test_images_of_another_size_are_resized(workspace: Path) -> None:
+    bundle = Bundle.load(best(workspace))
+    demo = read_dataset("demo").test
+    assert demo is not None
+    image, audio = demo.image[:200], demo.audio[:200]
+    doubled = image.repeat(2, axis=2).repeat(2, axis=3)
+    coloured = np.repeat(doubled.transpose(0, 2, 3, 1), 3, axis=3)
+    expected = bundle.predict(image, audio).argmax(1)
+    for given in (doubled, coloured, doubled.astype(np.float32) / 255):
+        assert (bundle.predict(given, audio).argmax(1) == expected).mean() > 0.98
+
+
+def test_one_modality_alone(workspace: Path) -> None:
+    bundle = Bundle.load(best(workspace))
+    demo = read_dataset("demo").test
+    assert demo is not None
+    alone = json.loads((best(workspace) / "metrics.json").read_text())["modalities"]
+    for name, found in (
+        ("image_alone", bundle.predict(demo.image, None)),
+        ("audio_alone", bundle.predict(None, demo.audio)),
+    ):
+        assert found.shape == (1000, 10)
+        assert f1_score(demo.labels, found.argmax(1), average="macro") == pytest.approx(alone[name], abs=1e-6)
+    with pytest.raises(DataError, match="one of them is needed"):
+        bundle.predict(None, None)
 
 
 def test_retraining_again_keeps_the_first(mmsearch: Run, workspace: Path) -> None:

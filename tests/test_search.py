@@ -267,7 +267,7 @@ def test_all_trials_pruned_or_failed_is_exit_3(mmsearch: Run, workspace: Path) -
     mmsearch("launch", "--trials", 1, "--workers", 1)
     with sqlite3.connect(workspace / "storage" / "studies.db") as connection:
         connection.execute("UPDATE trials SET state = 'PRUNED'")
-    assert "none is complete" in mmsearch("launch", "--trials", 1, code=3).stderr
+    assert "has ended, and no trial is complete" in mmsearch("launch", "--trials", 1, code=3).stderr
     assert "no trial is complete" in mmsearch("retrain-best", code=3).stderr
 
 

@@ -181,6 +181,8 @@ def test_data_says_what_repeats_and_what_leaks(mmsearch: Run, workspace: Path) -
         f"repeats   {ROWS - 1} different images and {ROWS - 3} different recordings in train; "
         f"{ROWS - 4} groups that a split keeps whole",
         "leaks     1 test rows have an image of train, 2 a recording of train",
+        f"problem   3 of {TEST_ROWS} test rows have an image, a recording or a group that train has too: "
+        "the test score will be too good",
     ]
     zenodo(workspace / "e", **NO_TEST)
     assert "test      none; a study takes one off (test = 0.2 in [data])" in mmsearch("data", "e").stdout

@@ -256,7 +256,7 @@ def _must_be_of_one_size(path: Path, rows: Sequence[Row], shown: Mapping[str, An
             other = next(name for name, seen in shown.items() if isinstance(seen, _Shown) and seen.size == size)
             raise DataError(
                 f"{path}: line {row.line}: {row.image} is {found[0]}x{found[1]} (height x width), but {other} is "
-                f"{size[0]}x{size[1]}; set image_shape = [height, width] in [data], and all are resized to it"
+                f"{size[0]}x{size[1]}; with --image-shape 32x32, or image_shape = [32, 32] in [data], all are resized"
             )
 
 

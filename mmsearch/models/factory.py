@@ -15,12 +15,15 @@ from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS
 __all__ = ["MultimodalClassifier", "build_model"]
 
 
+PARTS = {"image_encoder": "image.encoder", "audio_encoder": "audio.encoder", "fusion": "fusion.name"}
+
+
 class MultimodalClassifier(nn.Module):
     """An encoder a modality, a fusion of what they found, and a head.
 
     The normalisation of the inputs is part of the model, as buffers, and so are the mean rows of training, which stand
     in for a modality that is missing: what it is fed are scaled pixels and raw coefficients, in training as in
-    prediction.
+    prediction. `kinds` has the name of the choice that each of `PARTS` is.
     """
 
     image_mean: Tensor
@@ -35,7 +38,8 @@ class MultimodalClassifier(nn.Module):
         self.shapes = shapes
         self.audio_scale: str = hyperparameters["audio.scale"]
         self.modality_dropout: float = hyperparameters["fusion.modality_dropout"]
-        image, audio, name = (hyperparameters[key] for key in ("image.encoder", "audio.encoder", "fusion.name"))
+        image, audio, name = (hyperparameters[key] for key in PARTS.values())
+        self.kinds = {part: str(hyperparameters[key]) for part, key in PARTS.items()}
         self.register_buffer("image_mean", torch.zeros(shapes.image[0], 1, 1))
         self.register_buffer("image_std", torch.ones(shapes.image[0], 1, 1))
         self.register_buffer("audio_mean", torch.zeros(shapes.audio[1]))

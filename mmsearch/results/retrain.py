@@ -9,19 +9,21 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from mmsearch.config import StudyConfig
-from mmsearch.data.dataset import Dataset, Split, Statistics, statistics
+from mmsearch.data.dataset import Dataset, Split, statistics
+from mmsearch.data.features import feature_shapes, with_features
 from mmsearch.data.sources import load_dataset
-from mmsearch.errors import BundleError, MmsearchError
+from mmsearch.errors import MmsearchError
 from mmsearch.models.factory import build_model
 from mmsearch.paths import BundlePaths, write_text
 from mmsearch.results.bundle import Bundle
@@ -29,21 +31,43 @@ from mmsearch.results.predict import known_labels, predictions_csv, submission_c
 from mmsearch.search.objective import trial_seed
 from mmsearch.search.space import restore
 from mmsearch.search.study import OpenStudy, open_study
+from mmsearch.search.values import METRICS, VIOLATED
 from mmsearch.training.device import choose_device
-from mmsearch.training.fit import EpochResult, fit, predict_logits, seed_everything
+from mmsearch.training.fit import EpochResult, fit, seed_everything
 from mmsearch.training.metrics import accuracy, macro_f1
+from mmsearch.training.transfer import load_weights
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+MODALITIES: tuple[tuple[str, Literal["image", "audio"]], ...] = (("image_alone", "audio"), ("audio_alone", "image"))
 SAME_WITHIN = 1e-5  # between a probability before saving and after loading
 
 
 @dataclass(frozen=True)
+class _Scorer:
+    """A retrained model where it predicts, and the folder that keeps its features."""
+
+    bundle: Bundle
+    device: torch.device
+    cache: Path
+
+    def probabilities(self, split: Split, without: Literal["image", "audio"] | None = None) -> npt.NDArray[np.float32]:
+        """(n, classes) probabilities of a split's raw rows; `without` sets one modality to its training mean."""
+        return self.bundle.probabilities(split, self.device, without=without, cache=self.cache)
+
+    def macro_f1(self, split: Split, without: Literal["image", "audio"] | None = None) -> float:
+        """The macro F1 of a split's predictions."""
+        predicted = self.probabilities(split, without).argmax(1)
+        return macro_f1(confusion_matrix(split.labels, predicted, labels=range(len(self.bundle.classes))))
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What is retrained: a trial, for how many epochs, from which seed."""
+    """What is retrained: the trial that `rule` picked, for how many epochs, from which seed."""
 
     trial: FrozenTrial
+    rule: str
     epochs: int
     seed: int
 
@@ -51,44 +75,67 @@ class Plan:
 def retrain_best(
     config: StudyConfig,
     *,
+    trial: int | None = None,
+    rule: str = "best",
     on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_note: Callable[[str], None] = lambda text: None,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
 ) -> Bundle:
-    """Train the best completed trial's configuration on all training rows and leave it as a bundle.
+    """Train one completed trial's configuration on all training rows and leave it as a bundle.
 
-    It keeps the searched schedule and stops after the number of epochs that was best. The test split, where it has
-    labels, is looked at once. The bundle is loaded again and must predict the same before it is moved to its place,
-    `storage/<study>/retrained/<trial>`; an earlier one there stays, and the new one gets a number.
+    The trial is number `trial`, whatever its constraints; or else the one that `rule` picks: `best`, and among several
+    metrics also `knee` or `within=NUMBER` (see `mmsearch.search.values.pick`). It keeps the searched schedule and stops
+    after the number of epochs that was best; with k-fold validation after the median of the folds'. The test split,
+    where it has labels, and the rows that were held back, are looked at once. The bundle is loaded again and must
+    predict the same before it is moved to its place, `storage/<study>/retrained/<trial>`; an earlier one there stays,
+    and the new one gets a number. `on_note` is told what of the weights to begin with did not fit.
 
-    Raises `NoCompletedTrial`, `StudyMismatch` where the data are not those of the search, and `BundleError`.
+    Raises `NoCompletedTrial`, `UsageError` for a trial that is not complete and a rule that is none, `StudyMismatch`
+    where the data are not those of the search, and `BundleError`.
     """
     with open_study(config) as opened:
-        return _retrain(opened, on_plan, on_epoch)
+        picked = opened.picked(rule) if trial is None else opened.complete_trial(trial)
+        dataset = load_dataset(config)
+        opened.check(dataset.fingerprint)
+        first = picked.system_attrs.get("failed_trial", picked.number)
+        said = rule if trial is None else f"trial {trial}"
+        plan = Plan(picked, said, _best_epoch(opened, picked), trial_seed(config, first))
+        on_plan(plan)
+        return _retrain(opened, plan, dataset, on_note, on_epoch)
 
 
-def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Callable[[EpochResult], None]) -> Bundle:
-    config = opened.config
-    trial = opened.must_have_best()
-    dataset = load_dataset(config)
-    opened.check(dataset.fingerprint)
-    first = trial.system_attrs.get("failed_trial", trial.number)
-    plan = Plan(trial, _best_epoch(opened, trial), trial_seed(config, first))
-    on_plan(plan)
+def _retrain(
+    opened: OpenStudy,
+    plan: Plan,
+    dataset: Dataset,
+    on_note: Callable[[str], None],
+    on_epoch: Callable[[EpochResult], None],
+) -> Bundle:
+    config, trial = opened.config, plan.trial
     device = choose_device(config.search.device)
     hyperparameters = restore(config.dimensions, trial.params)
     started = time.perf_counter()
+    train = with_features(dataset.train, dataset.rate, hyperparameters, config.storage_paths.cache)
     seed_everything(plan.seed)
-    found = statistics(dataset.train)
-    model = build_model(hyperparameters, dataset.shapes, found)
+    model = build_model(
+        hyperparameters, feature_shapes(dataset.shapes, dataset.rate, hyperparameters), statistics(train)
+    )
+    frozen: tuple[str, ...] = ()
+    if config.search.init is not None:
+        transfer = load_weights(model, Path(config.search.init))
+        frozen = transfer.loaded
+        on_note(transfer.describe())
     for result in fit(
         model,
-        dataset.train,
+        train,
         None,
         hyperparameters,
         epochs=plan.epochs,
         horizon=config.search.max_epochs,
         seed=plan.seed,
         device=device,
+        frozen=frozen,
+        precision=config.search.precision,
     ):
         on_epoch(result)
     seconds = time.perf_counter() - started
@@ -96,75 +143,81 @@ def _retrain(opened: OpenStudy, on_plan: Callable[[Plan], None], on_epoch: Calla
     try:
         bundle = Bundle(model, hyperparameters, dataset.trained, building)
         bundle.save(building)
-        metrics = _describe(opened, plan, dataset, bundle, found, device, seconds)
+        scorer = _Scorer(bundle, device, config.storage_paths.cache)
+        metrics = _describe(opened, plan, dataset, scorer, seconds)
         write_text(BundlePaths(building).metrics, json.dumps(metrics, indent=2) + "\n")
         if dataset.test is not None:
-            _write_predictions(bundle, dataset, dataset.test, device)
-        _check_reload(bundle, dataset.test or dataset.train, device)
+            _write_predictions(scorer, dataset, dataset.test)
+        _check_reload(scorer, dataset.test or dataset.train)
         folder = _move_in(building, config.paths.retrained, str(trial.number))
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    score = (metrics["test"] or metrics["training"])["macro_f1"]
+    score = metrics[metrics["modalities"]["scored_on"]]["macro_f1"]
     opened.optuna.set_user_attr("retrained", {"trial": trial.number, "macro_f1": score, "folder": str(folder)})
     return Bundle(model, hyperparameters, dataset.trained, folder)
 
 
 def _best_epoch(opened: OpenStudy, trial: FrozenTrial) -> int:
-    """The epoch whose value is the trial's."""
+    """The epoch whose value is the trial's; with k-fold validation the median of the folds' best."""
     if "best_epoch" in trial.user_attrs:
         return int(trial.user_attrs["best_epoch"])
-    if not trial.intermediate_values:
+    if not trial.intermediate_values or opened.config.folds > 1:
         raise MmsearchError(f"trial {trial.number} was added by hand: it has no epochs to retrain for")
-    return max(trial.intermediate_values, key=lambda epoch: opened.sign * trial.intermediate_values[epoch])
+    return max(trial.intermediate_values, key=lambda epoch: opened.signs[0] * trial.intermediate_values[epoch])
 
 
-def _write_predictions(bundle: Bundle, dataset: Dataset, test: Split, device: torch.device) -> None:
-    paths = BundlePaths(bundle.folder)
-    probabilities = bundle.probabilities(test, device)
-    write_text(paths.predictions, predictions_csv(bundle.classes, probabilities, test.rows, known_labels(test)))
+def _write_predictions(scorer: _Scorer, dataset: Dataset, test: Split) -> None:
+    paths, classes = BundlePaths(scorer.bundle.folder), scorer.bundle.classes
+    probabilities = scorer.probabilities(test)
+    write_text(paths.predictions, predictions_csv(classes, probabilities, test.ids, known_labels(test), test.files))
     if dataset.competition:
-        write_text(paths.submission, submission_csv(bundle.classes, probabilities, test.rows))
+        write_text(paths.submission, submission_csv(classes, probabilities, test.ids))
 
 
-def _check_reload(bundle: Bundle, split: Split, device: torch.device) -> None:
-    """Raise `BundleError` unless the bundle, read back from disk, predicts what the model in memory predicts."""
-    before, after = bundle.probabilities(split, device), Bundle.load(bundle.folder).probabilities(split, device)
+def _check_reload(scorer: _Scorer, split: Split) -> None:
+    """Raise `MmsearchError` unless the bundle, read back from disk, predicts what the model in memory predicts."""
+    again = replace(scorer, bundle=Bundle.load(scorer.bundle.folder))
+    before, after = scorer.probabilities(split), again.probabilities(split)
     worst = float(np.abs(before - after).max())
     if worst > SAME_WITHIN or (before.argmax(1) != after.argmax(1)).any():
-        raise BundleError(
+        raise MmsearchError(
             f"the saved model does not predict what the trained one does: probabilities differ by {worst:g}"
         )
 
 
-def _describe(
-    opened: OpenStudy,
-    plan: Plan,
-    dataset: Dataset,
-    bundle: Bundle,
-    found: Statistics,
-    device: torch.device,
-    seconds: float,
-) -> dict[str, Any]:
+def _describe(opened: OpenStudy, plan: Plan, dataset: Dataset, scorer: _Scorer, seconds: float) -> dict[str, Any]:
     """The content of metrics.json."""
-    config, test = opened.config, dataset.test
-    scored = test if test is not None and test.label is not None else None
-    training = _score(bundle, dataset.train, device)
-    tested = None if scored is None else _score(bundle, scored, device)
+    config, test, trial, device = opened.config, dataset.test, plan.trial, scorer.device
+    labelled = {
+        "test": test if test is not None and test.label is not None else None,
+        "held_back": dataset.held_back,
+        "training": dataset.train,
+    }
+    scores = {name: None if split is None else _score(scorer, split) for name, split in labelled.items()}
+    name, scored = next((name, split) for name, split in labelled.items() if split is not None)
+    values = dict(zip(opened.metrics, trial.values, strict=True))
+    baseline = opened.baseline()
     return {
         "study": config.study.name,
-        "trial": plan.trial.number,
-        "searched": {"metric": opened.metric, "value": plan.trial.value, "baseline": _value(opened.baseline())},
-        "params": plan.trial.params,
-        "test": tested,
-        "training": training,
+        "trial": trial.number,
+        "searched": {
+            "metric": opened.metrics[0],
+            "value": trial.values[0],
+            "baseline": None if baseline is None else baseline.values[0],
+            "rule": plan.rule,
+            "values": {**values, **trial.user_attrs.get(METRICS, {})},
+            "violated": trial.user_attrs.get(VIOLATED) or None,
+        },
+        "params": trial.params,
+        **scores,
         "modalities": {
-            "scored_on": "training" if scored is None else "test",
-            "both": (tested or training)["macro_f1"],
-            **_alone(bundle, scored or dataset.train, found, device),
+            "scored_on": name,
+            "both": (scores[name] or {})["macro_f1"],
+            **{alone: scorer.macro_f1(scored, without) for alone, without in MODALITIES},
         },
         "epochs": plan.epochs,
         "seed": plan.seed,
-        "parameters": bundle.model.parameter_count(),
+        "parameters": scorer.bundle.model.parameter_count(),
         "seconds": round(seconds, 2),
         "data": {
             "source": dataset.source,
@@ -172,6 +225,7 @@ def _describe(
             "fingerprint": dataset.fingerprint,
             "training_rows": len(dataset.train),
             "test_rows": len(test) if test is not None else 0,
+            "held_back_rows": len(dataset.held_back) if dataset.held_back is not None else 0,
         },
         "hardware": {"device": _device_name(device), "threads": torch.get_num_threads()},
         "versions": {
@@ -181,37 +235,21 @@ def _describe(
     }
 
 
-def _score(bundle: Bundle, split: Split, device: torch.device) -> dict[str, Any]:
-    predicted = bundle.probabilities(split, device).argmax(1)
-    matrix = confusion_matrix(split.labels, predicted, labels=range(len(bundle.classes)))
-    report = classification_report(
-        split.labels,
-        predicted,
-        labels=range(len(bundle.classes)),
-        target_names=bundle.classes,
-        output_dict=True,
-        zero_division=0,
-    )
+def _score(scorer: _Scorer, split: Split) -> dict[str, Any]:
+    classes, predicted = scorer.bundle.classes, scorer.probabilities(split).argmax(1)
+    matrix = confusion_matrix(split.labels, predicted, labels=range(len(classes)))
+    per_class = precision_recall_fscore_support(split.labels, predicted, labels=range(len(classes)), zero_division=0)
+    names = ("precision", "recall", "f1-score", "support")
     return {
         "rows": len(split),
         "accuracy": accuracy(matrix),
         "macro_f1": macro_f1(matrix),
-        "per_class": {name: report[name] for name in bundle.classes},
+        "per_class": {
+            held: dict(zip(names, (part[i].item() for part in per_class), strict=True))
+            for i, held in enumerate(classes)
+        },
         "confusion_matrix": matrix.tolist(),
     }
-
-
-def _alone(bundle: Bundle, split: Split, found: Statistics, device: torch.device) -> dict[str, float]:
-    """Macro F1 with each modality alone, while the other is set to its training mean."""
-    scores = {}
-    for name, stand_in in (("image_alone", {"audio": found.mean_audio}), ("audio_alone", {"image": found.mean_image})):
-        predicted = predict_logits(bundle.model, split, device, **stand_in).argmax(1).numpy()
-        scores[name] = macro_f1(confusion_matrix(split.labels, predicted, labels=range(len(bundle.classes))))
-    return scores
-
-
-def _value(trial: FrozenTrial | None) -> float | None:
-    return None if trial is None else trial.value
 
 
 def _device_name(device: torch.device) -> str:

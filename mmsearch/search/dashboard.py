@@ -150,11 +150,11 @@ def save_note(opened: OpenStudy) -> None:
     before = optuna_dashboard.get_note(opened.optuna)
     if before and _digest(before) != opened.storage.get_study_system_attrs(opened.id).get(NOTE):
         return
+    pruner = config.search.pruner if len(config.study.metrics) == 1 else "none"
     lines = [
         f"# {config.study.name}",
         "",
-        f"Data: `{config.data.source}`. A trial's value is the best epoch's `{config.metric}` on the validation rows "
-        f"({config.data.fraction:.0%} of the training rows). Trial 0 has the defaults.",
+        f"Data: `{config.data.source}`. {_value(config)} Trial 0 has the defaults.",
         "",
         "| parameter | searched over | default |",
         "|---|---|---|",
@@ -163,7 +163,7 @@ def save_note(opened: OpenStudy) -> None:
         lines.append(f"| `{name}` | {_words(dimension)} | {show(dimension.default)} |")
     lines += [
         "",
-        f"Sampler {config.search.sampler}, pruner {config.search.pruner}, at most {config.search.max_epochs} epochs, "
+        f"Sampler {config.search.sampler}, pruner {pruner}, at most {config.search.max_epochs} epochs, "
         f"patience {config.search.patience}.",
         "",
         "```",
@@ -175,6 +175,22 @@ def save_note(opened: OpenStudy) -> None:
     if text != before:
         optuna_dashboard.save_note(opened.optuna, text)
         opened.storage.set_study_system_attr(opened.id, NOTE, _digest(text))
+
+
+def _value(config: StudyConfig) -> str:
+    """What a trial's value is, in words."""
+    leading, *others = config.study.metrics
+    rows = f"on the validation rows ({config.data.fraction:.0%} of the training rows)"
+    if config.data.validation == "three_way":
+        rows = f"on the validation rows ({config.data.fraction:.0%} of all; as many are kept back)"
+    elif config.folds > 1:
+        rows = f"on the validation rows, as a mean over {config.folds} folds"
+    words = [f"A trial's value is the best epoch's `{leading}` {rows}."]
+    if others:
+        words.append(f"Beside it: {', '.join(f'`{name}`' for name in others)}, of the same epoch.")
+    if config.constraints:
+        words.append(f"The best keep to {', '.join(f'`{constraint}`' for constraint in config.constraints)}.")
+    return " ".join(words)
 
 
 def _digest(text: str) -> str:

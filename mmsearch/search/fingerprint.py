@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
-from mmsearch.config import StudyConfig
-from mmsearch.errors import StudyMismatch
+from mmsearch.config import DataSection, SearchSection, StudyConfig, StudySection
+from mmsearch.errors import BundleError, StudyMismatch
 from mmsearch.hyperparameters import TABLE, show
+from mmsearch.paths import BundlePaths
 from mmsearch.spaces import Choices, Range
+
+# What may change while a study goes on, or is seen in the data's own fingerprint; all other keys may not.
+FREE = {
+    "study": {"name", "trials", "folder", "storage"},
+    "data": {"source", "image_shape", "audio_shape"},
+    "search": {"max_retries", "max_failures", "device", "init"},
+}
+DEFAULTS = {
+    f"{name}.{key}": list(field.default) if isinstance(field.default, tuple) else field.default
+    for name, section in (("study", StudySection), ("data", DataSection), ("search", SearchSection))
+    for key, field in section.model_fields.items()
+    if key not in FREE[name]
+}
+INIT = "search.init"  # a digest of the weights to begin with
 
 
 def fingerprint(config: StudyConfig, data_fingerprint: str) -> dict[str, Any]:
-    """What must stay as it is while a study goes on. `[ranges]` may grow."""
+    """What must stay as it is while a study goes on. `[ranges]` may grow.
+
+    Raises `BundleError` where the weights to begin with cannot be read.
+    """
     dimensions = {name: config.dimensions[name] for name in config.dimensions.varying()}
-    search = config.search
+    held = {name: getattr(getattr(config, section), key) for name in DEFAULTS for section, key in [name.split(".")]}
     return {
         "data": data_fingerprint,
-        "study.metrics": list(config.study.metrics),
-        "study.seed": config.study.seed,
-        **{f"data.{key}": getattr(config.data, key) for key in ("validation", "fraction", "test", "rows")},
-        **{
-            f"search.{key}": getattr(search, key)
-            for key in (
-                "sampler",
-                "startup_trials",
-                "pruner",
-                "pruner_startup",
-                "pruner_warmup",
-                "max_epochs",
-                "patience",
-            )
-        },
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in held.items()},
+        INIT: None if config.search.init is None else _digest(BundlePaths(Path(config.search.init)).weights),
         "fixed": config.dimensions.fixed(),
         "choices": {name: list(d.options) for name, d in dimensions.items() if isinstance(d, Choices)},
         "ranges": {name: [d.low, d.high, d.log, d.step] for name, d in dimensions.items() if isinstance(d, Range)},
     }
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path}: the weights to begin with cannot be read: {error.strerror}") from None
 
 
 def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -51,9 +65,10 @@ def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]
             f"the study {name} was begun with other data; put it back, or begin another study with --study-name"
         )
     notes = []
-    for key in now:
-        if key not in ("fixed", "choices", "ranges") and stored.get(key) != now[key]:
-            raise refuse(key, stored.get(key), now[key])
+    for key in (*DEFAULTS, INIT):
+        before = stored.get(key, DEFAULTS.get(key))  # not held: an older version did not know of it
+        if before != now[key]:
+            raise refuse(key, before, now[key])
     for kind in ("fixed", "choices"):
         for what in {**stored[kind], **now[kind]}:
             before, after = (_find(held, what) for held in (stored, now))

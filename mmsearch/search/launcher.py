@@ -23,12 +23,11 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from mmsearch.config import StudyConfig, hide_password
-from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
-from mmsearch.data.splits import holdout
 from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, SearchFailed
 from mmsearch.paths import write_text
 from mmsearch.search.machine import cores, new_worker_name, still_runs
+from mmsearch.search.opening import check_device, check_init, opening
 from mmsearch.search.progress import Event, Progress, Snapshot, WorkerView
 from mmsearch.search.study import Counts, OpenStudy, count, create_study, total_of
 from mmsearch.search.worker import Orders
@@ -45,14 +44,16 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Summary:
     """How a search stands when `launch` ends.
 
-    `gain` is how much better the best trial is than `baseline`, the one with the defaults; None where either is
-    missing. `seconds` and `finished_here`, its trials, are of this launch alone.
+    `best` has the best leading value of the trials that keep to the constraints, `front` are those that no other beats
+    in all metrics. `gain` is how much better the best trial's leading value is than that of `defaults`, the trial that
+    has them; None where either is missing. `seconds` and `finished_here`, its trials, are of this launch alone.
     """
 
     counts: Counts
     total: int
     best: FrozenTrial | None
-    baseline: FrozenTrial | None
+    front: list[FrozenTrial]
+    defaults: FrozenTrial | None
     gain: float | None
     seconds: float
     finished_here: int
@@ -94,12 +95,15 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     state = _State()
     with _signals(state, progress):
+        check_device(config)
         dataset = load_dataset(config)
-        opened, notes = create_study(config, dataset.fingerprint)
+        check_init(config, dataset)
         workers = workers or min(cores(), 8)
         threads = max(1, cores() // workers)
         total = total_of(config)
-        for line in (*_opening(config, dataset, workers, threads), *notes):
+        lines = list(opening(config, dataset, workers, threads))  # before there is a study: the rows may be too few
+        opened, notes = create_study(config, dataset.fingerprint)
+        for line in (*lines, *notes):
             progress.note(line)
         _keep_study_file(config)
         started = time.monotonic()
@@ -108,36 +112,13 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
             if count(opened.trials()).finished < total:
                 _search(opened, state, progress, Orders(config, "", 0, total, threads), workers, started)
             summary = _summary(opened, state, total, started)
+            why_none = "" if summary.best is not None else opened.why_none()
     progress.close()
     if state.signal is not None:
         raise Interrupted(state.signal)
     if summary.best is None:
-        raise NoCompletedTrial(f"study {config.study.name}: all trials were pruned or failed; none is complete")
+        raise NoCompletedTrial(f"study {config.study.name}: the search has ended, and {why_none}")
     return summary
-
-
-def _opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -> Iterator[str]:
-    """The first lines of a search: where, on what data, with which workers, and what may surprise."""
-    train, valid = holdout(dataset, config.data.fraction, config.study.seed)
-    yield f"study {config.study.name} in {config.paths.folder}, storage {hide_password(config.storage_url)}"
-    test = len(dataset.test) if dataset.test else 0
-    yield (
-        f"data {dataset.source} ({dataset.layout}): {len(train)} rows train, {len(valid)} validate, "
-        f"{test} test (not used here); {len(dataset.classes)} classes"
-    )
-    available = cores()
-    w, t, c = (_plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
-    yield f"{w} of {t} on {c}"
-    if workers > available:
-        yield f"{w} on {c} will wait for each other; --workers {available} is faster"
-    for name in config.dimensions.unused():
-        yield f'"{name}" in [space] applies to no configuration of it, and is not used'
-    if total_of(config) < config.study.trials:
-        yield f"the grid has {total_of(config)} points: the total is {total_of(config)} trials"
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _search(opened: OpenStudy, state: _State, progress: Progress, orders: Orders, workers: int, started: float) -> None:
@@ -224,9 +205,9 @@ def _take(child: _Child, event: dict[str, Any], state: _State, progress: Progres
     view = child.view
     match event["event"]:
         case "started":
-            view.trial, view.epoch, view.value = event["trial"], 0, None
+            view.trial, view.fold, view.epoch, view.value = event["trial"], 1, 0, None
         case "epoch":
-            view.epoch, view.value = event["epoch"], event["value"]
+            view.fold, view.epoch, view.value = event["fold"], event["epoch"], event["value"]
             child.epochs += 1
             state.deaths_in_a_row = 0
         case "finished" | "handed_back":
@@ -332,9 +313,11 @@ def _snapshot(opened: OpenStudy, state: _State, total: int, started: float) -> S
     return Snapshot(
         counts=count(trials),
         total=total,
-        metric=opened.metric,
-        best=None if best is None else (best.number, float(best.value or 0.0)),
+        metric=opened.metrics[0],
+        best=None if best is None else (best.number, best.values[0]),
+        front=len(opened.front(trials)) if len(opened.metrics) > 1 else None,
         workers=[replace(child.view) for child in sorted(state.children, key=lambda child: child.index)],
+        folds=opened.config.folds,
         max_epochs=opened.config.search.max_epochs,
         finished_here=state.finished,
         seconds=time.monotonic() - started,
@@ -347,7 +330,8 @@ def _summary(opened: OpenStudy, state: _State, total: int, started: float) -> Su
         count(trials),
         total,
         opened.best(trials),
-        opened.baseline(trials),
+        opened.front(trials),
+        opened.defaults(trials),
         opened.gain(trials),
         time.monotonic() - started,
         state.finished,

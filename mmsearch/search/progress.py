@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.search.study import Counts
+from mmsearch.search.values import all_in_words, in_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class WorkerView:
-    """What one worker is on; `trial` is None while it looks for one."""
+    """What one worker is on; `trial` is None while it looks for one. `fold` counts from 1."""
 
     index: int
     trial: int | None = None
+    fold: int = 1
     epoch: int = 0
     value: float | None = None
 
@@ -33,13 +35,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How the search stands. `finished_here` and `seconds` are of this launch."""
+    """How the search stands. `best` is a trial's number and its leading value, `metric`; `front` the size of the
+    Pareto front, None with one metric. `finished_here` and `seconds` are of this launch.
+    """
 
     counts: Counts
     total: int
     metric: str
     best: tuple[int, float] | None
+    front: int | None
     workers: list[WorkerView]
+    folds: int
     max_epochs: int
     finished_here: int
     seconds: float
@@ -75,21 +81,23 @@ class Progress:
 class LineProgress(Progress):
     """One line an event on standard error, for logs."""
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
-
     def note(self, text: str) -> None:
         """A line with the time of day."""
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def event(self, event: Event) -> None:
-        """A line for each trial that starts or ends."""
-        text = describe(event, self._metric)
+        """A line for each trial that starts or ends, and for what a worker has to say."""
+        text = describe(event)
         if text is not None:
             self.note(text)
 
 
-def describe(event: Event, metric: str) -> str | None:
+def plural(number: int, what: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def describe(event: Event) -> str | None:
     """A worker's event in words; None for those that only the live view shows."""
     fields = event.fields
     match fields["event"]:
@@ -97,25 +105,31 @@ def describe(event: Event, metric: str) -> str | None:
             return f"worker {event.worker} is ready on {fields['device']}"
         case "started":
             return f"trial {fields['trial']} started by worker {event.worker}"
+        case "note":
+            return f"worker {event.worker}: {fields['text']}"
         case "handed_back":
             return f"trial {fields['trial']} handed back"
         case "finished" if fields["state"] == "FAIL":
             return f"trial {fields['trial']} failed: {fields['reason']}"
+        case "finished" if not fields["epochs"]:
+            return f"trial {fields['trial']} pruned: {fields['reason']}"
         case "finished":
-            value = f"{metric} {fields['value']:.4f}"
             what = "complete" if fields["state"] == "COMPLETE" else "pruned"
-            return f"trial {fields['trial']} {what}: {value}, {fields['epochs']} epochs, {fields['seconds']:.1f} s"
+            values = f"{all_in_words(fields['values'])}, " if fields["values"] else ""
+            took = f"{plural(fields['epochs'], 'epoch')}, {fields['seconds']:.1f} s"
+            text = f"trial {fields['trial']} {what}: {values}{took}"
+            return f"{text}; {fields['reason']}" if fields["reason"] else text
     return None
 
 
 class LiveProgress(Progress):
     """One live view in a terminal; notes and the ends of trials scroll above it."""
 
-    def __init__(self, metric: str, name: str) -> None:
+    def __init__(self, name: str) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._metric, self._name = metric, name
+        self._name = name
         self._console = Console(stderr=True, highlight=False)
         self._live = Live("starting workers ...", console=self._console, refresh_per_second=4, transient=False)
         self._live.start()
@@ -126,7 +140,7 @@ class LiveProgress(Progress):
 
     def event(self, event: Event) -> None:
         """A line above the view for each trial that ends."""
-        text = describe(event, self._metric) if event.fields["event"] in ("finished", "handed_back") else None
+        text = describe(event) if event.fields["event"] in ("finished", "handed_back", "note") else None
         if text is not None:
             failed = event.fields.get("state") == "FAIL"
             self._live.console.print(text, style="red" if failed else None, markup=False)
@@ -158,7 +172,10 @@ def render(snapshot: Snapshot, name: str) -> RenderableType:
     )
     best = Text("no completed trial yet", style="dim")
     if snapshot.best is not None:
-        best = Text(f"best {snapshot.metric} {snapshot.best[1]:.4f} (trial {snapshot.best[0]})", style="bold green")
+        number, leading = snapshot.best
+        best = Text(f"best {snapshot.metric} {in_words(snapshot.metric, leading)} (trial {number})", style="bold green")
+        if snapshot.front is not None:
+            best.append(f", {snapshot.front} on the Pareto front", style="not bold")
     rate, left = snapshot.trials_per_hour, snapshot.seconds_left
     head.add_row(best, "" if rate is None else f"{rate:.0f} trials an hour")
     states = Text.assemble(
@@ -172,10 +189,12 @@ def render(snapshot: Snapshot, name: str) -> RenderableType:
             rows.add_row(f"worker {worker.index}", Text("between trials", style="dim"))
             continue
         value = "" if worker.value is None else f"{snapshot.metric} {worker.value:.4f}"
-        bar = ProgressBar(total=snapshot.max_epochs, completed=worker.epoch, width=20)
-        rows.add_row(
-            f"worker {worker.index}", f"trial {worker.trial}", bar, f"epoch {worker.epoch}/{snapshot.max_epochs}", value
-        )
+        done = (worker.fold - 1) * snapshot.max_epochs + worker.epoch
+        bar = ProgressBar(total=snapshot.folds * snapshot.max_epochs, completed=done, width=20)
+        where = f"epoch {worker.epoch}/{snapshot.max_epochs}"
+        if snapshot.folds > 1:
+            where = f"fold {worker.fold}/{snapshot.folds} {where}"
+        rows.add_row(f"worker {worker.index}", f"trial {worker.trial}", bar, where, value)
     return Panel(
         Group(head, Rule(style="dim"), rows), title=f"mmsearch: {name}", title_align="left", border_style="blue"
     )

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PatientPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+    ThresholdPruner,
+    WilcoxonPruner,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.config import StudyConfig
-from mmsearch.hyperparameters import Value
-from mmsearch.search.space import distribution, grid
-from mmsearch.search.storage import SLOT, use_current_ranges
+from mmsearch.search.proposals import Evolution, GaussianProcess, GridPoints, QuasiRandomPoints
+from mmsearch.search.space import distributions, grid, unconditional
+from mmsearch.search.storage import use_current_ranges
+
+GP_TRIALS = 500  # beyond which a Gaussian process takes seconds for each proposal: 4 s at 1,000
 
 
 class SeededSampler(BaseSampler):
@@ -31,7 +44,7 @@ class SeededSampler(BaseSampler):
         self, make: Callable[[int], BaseSampler], seed: int, distributions: dict[str, BaseDistribution]
     ) -> None:
         self._make, self._seed, self._distributions = make, seed, distributions
-        self._sampler = make(seed)
+        self._sampler: BaseSampler = RandomSampler(seed)  # until there is a trial: some take seconds to make
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Make the trial's own sampler."""
@@ -62,58 +75,132 @@ class SeededSampler(BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
 
-class GridPoints(BaseSampler):
-    """Each trial takes the point of the grid that the storage gave it: all of them, and none twice."""
-
-    def __init__(self, points: list[dict[str, Value]], distributions: dict[str, BaseDistribution]) -> None:
-        self._points, self._distributions = points, distributions
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space."""
-        return self._distributions
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """The trial's point."""
-        slot = trial.system_attrs.get(SLOT)
-        return {} if slot is None else dict(self._points[slot])
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Never needed: a grid's space has no conditional parameters."""
-        raise RuntimeError(f"{param_name} is not on the grid")
-
-
 def build_sampler(config: StudyConfig) -> BaseSampler:
-    """The sampler of a study.
+    """The sampler of a study, which reads what `trial.set_constraint` wrote.
 
     TPE is multivariate and grouped, which conditional spaces need, and counts running trials as bad ones, which keeps
-    workers apart (Bergstra et al., 2011; Falkner et al., 2018).
+    workers apart (Bergstra et al., 2011; Falkner et al., 2018). A Gaussian process (Matern kernel, expected
+    improvement) models what applies to every configuration, and TPE proposes the rest, one parameter at a time.
     """
-    seed, startup = config.study.seed, config.search.startup_trials
-    distributions = {name: distribution(name, d) for name, d in config.dimensions.varying().items()}
-    if config.search.sampler == "grid":
-        return GridPoints(grid(config.dimensions, seed), distributions)
-    if config.search.sampler == "random":
-        return SeededSampler(lambda seed: RandomSampler(seed=seed), seed, distributions)
+    space, seed, search = config.dimensions, config.study.seed, config.search
+    varying = distributions(space)
 
     def tpe(seed: int) -> BaseSampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
+        with _no_word_of_experiments():
+            return TPESampler(
+                seed=seed, n_startup_trials=search.startup_trials, multivariate=True, group=True, constant_liar=True
+            )
 
-    return SeededSampler(tpe, seed, distributions)
+    def gp(seed: int) -> BaseSampler:
+        always = {name: varying[name] for name in unconditional(space)}
+        rest = TPESampler(seed=seed, n_startup_trials=search.startup_trials)
+        return GaussianProcess(always, seed=seed, n_startup_trials=search.startup_trials, independent_sampler=rest)
+
+    def nsga2(seed: int) -> BaseSampler:
+        with _no_word_of_experiments():
+            return Evolution(space, seed, search.population)
+
+    match search.sampler:
+        case "grid":
+            return GridPoints(grid(space, seed), varying)
+        case "qmc":
+            return QuasiRandomPoints(space, seed)
+        case "random":
+            return SeededSampler(lambda seed: RandomSampler(seed=seed), seed, varying)
+        case "gp":
+            return SeededSampler(gp, seed, varying)
+        case "nsga2":
+            return SeededSampler(nsga2, seed, varying)
+        case _:
+            return SeededSampler(tpe, seed, varying)
 
 
 def build_pruner(config: StudyConfig) -> BasePruner:
-    """The pruner of a study. Steps are epochs, counted from 1."""
-    if config.search.pruner == "median":
-        return MedianPruner(
-            n_startup_trials=config.search.pruner_startup, n_warmup_steps=config.search.pruner_warmup + 1
+    """The pruner of a study; none where there are several metrics, for which Optuna has none.
+
+    Steps are epochs, counted from 1; with k-fold they are folds, counted from 1. The first step at which a trial may
+    be pruned, and the first rung, is the one after `pruner_warmup`.
+    """
+    search = config.search
+    if len(config.study.metrics) > 1:
+        return NopPruner()
+    first = min(search.pruner_warmup + 1, steps(config))
+    median = MedianPruner(n_startup_trials=search.pruner_startup, n_warmup_steps=first)
+    match search.pruner:
+        case "median":
+            return median
+        case "percentile":
+            return PercentilePruner(
+                search.pruner_percentile, n_startup_trials=search.pruner_startup, n_warmup_steps=first
+            )
+        case "hyperband":
+            return HyperbandPruner(
+                min_resource=first, max_resource=steps(config), reduction_factor=search.reduction_factor
+            )
+        case "halving":
+            return SuccessiveHalvingPruner(min_resource=first, reduction_factor=search.reduction_factor)
+        case "patient":
+            with _no_word_of_experiments():
+                return PatientPruner(median, patience=search.pruner_patience)
+        case "threshold":
+            return ThresholdPruner(lower=search.pruner_lower, upper=search.pruner_upper, n_warmup_steps=first)
+        case "wilcoxon":
+            with _no_word_of_experiments():
+                return WilcoxonPruner(p_threshold=search.pruner_p, n_startup_steps=first)
+        case _:
+            return NopPruner()
+
+
+def steps(config: StudyConfig) -> int:
+    """How often a trial reports, at most: once an epoch, or with k-fold once a fold."""
+    return config.folds if config.folds > 1 else config.search.max_epochs
+
+
+def notes(config: StudyConfig) -> list[str]:
+    """What may surprise in the choice of sampler and pruner: one sentence each."""
+    return [*_sampler_notes(config), *_pruner_notes(config)]
+
+
+def _sampler_notes(config: StudyConfig) -> Iterator[str]:
+    search, trials = config.search, config.study.trials
+    if search.sampler == "gp":
+        varying, always = config.dimensions.varying(), unconditional(config.dimensions)
+        if len(always) < len(varying):
+            yield (
+                f"sampler gp models the {len(always)} of {len(varying)} parameters that apply to every configuration; "
+                "TPE proposes the others"
+            )
+        if trials > GP_TRIALS:
+            yield f"sampler gp takes seconds for each proposal beyond {GP_TRIALS} trials; tpe stays quick"
+    at_random = {"tpe": search.startup_trials, "gp": search.startup_trials, "nsga2": search.population}
+    if len(config.configurations) < trials <= at_random.get(search.sampler, 0):
+        key = "population" if search.sampler == "nsga2" else "startup_trials"
+        yield (
+            f"sampler {search.sampler} proposes at random until {at_random[search.sampler]} trials are there ({key} in "
+            f"[search]), and the study has {trials}"
         )
-    if config.search.pruner == "hyperband":
-        first_rung = min(config.search.pruner_warmup + 1, config.search.max_epochs)
-        return HyperbandPruner(min_resource=first_rung, max_resource=config.search.max_epochs)
-    return NopPruner()
+
+
+def _pruner_notes(config: StudyConfig) -> Iterator[str]:
+    search, last = config.search, steps(config)
+    if search.pruner == "none" or len(config.study.metrics) > 1:
+        return
+    first, reason = search.pruner_warmup + 1, f"pruner_warmup = {search.pruner_warmup}"
+    if search.pruner == "wilcoxon":  # n folds that are all worse have a p of 1 in 2 to the n
+        enough = next(n for n in range(2, 64) if 0.5**n < search.pruner_p)
+        if enough > first:
+            first, reason = enough, f"pruner_p = {search.pruner_p:g}"
+    if search.pruner == "patient" and search.pruner_patience + 2 > first:
+        first, reason = search.pruner_patience + 2, f"pruner_patience = {search.pruner_patience}"
+    if first >= last:
+        what = "folds" if config.folds > 1 else "epochs"
+        needs = f"with {reason} it needs more than {first} {what}, and there are {last}"
+        yield f"pruner {search.pruner} prunes nothing: {needs}"
+
+
+@contextmanager
+def _no_word_of_experiments() -> Iterator[None]:
+    """Optuna tells whoever uses what it may still change; we pin its version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

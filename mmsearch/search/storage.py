@@ -29,6 +29,7 @@ from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.orm import Session
 
@@ -173,6 +174,18 @@ class Storage(RDBStorage):
             made = super()._get_prepared_new_trial(study_id, retry, session)
             return True, int(made.number)
 
+    def enqueue(self, study_id: int, system_attrs: dict[str, Any]) -> int | None:
+        """Queue a trial that has these attributes; returns its number.
+
+        Returns None where they name a point of the grid that has had a trial.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            self._lock_study(study_id, session)
+            if SLOT in system_attrs and system_attrs[SLOT] in self._taken_slots(study_id, session):
+                return None
+            waiting = create_trial(state=TrialState.WAITING, system_attrs=system_attrs)
+            return int(super()._get_prepared_new_trial(study_id, waiting, session).number)
+
     def silent(self, study_id: int, seconds: int) -> list[int]:
         """The ids of running trials whose last heartbeat, or start where there is none, is older than `seconds`."""
         with _create_scoped_session(self.scoped_session) as session:
@@ -225,16 +238,20 @@ class Storage(RDBStorage):
         """The first point of the grid that has had no trial; one whose worker died keeps it for its retry."""
         if self.slots is None:
             return None
+        taken = self._taken_slots(study_id, session)
+        free = next((slot for slot in range(self.slots) if slot not in taken), None)
+        if free is None:
+            raise GridExhausted(self.slots)
+        return free
+
+    @staticmethod
+    def _taken_slots(study_id: int, session: Session) -> set[int]:
         held = session.execute(
             sa.select(models.TrialSystemAttributeModel.value_json)
             .join(models.TrialModel, models.TrialModel.trial_id == models.TrialSystemAttributeModel.trial_id)
             .where(models.TrialModel.study_id == study_id, models.TrialSystemAttributeModel.key == SLOT)
         )
-        taken = {int(text) for (text,) in held}
-        free = next((slot for slot in range(self.slots) if slot not in taken), None)
-        if free is None:
-            raise GridExhausted(self.slots)
-        return free
+        return {int(text) for (text,) in held}
 
     def _sign(self, trial_id: int, session: Session) -> None:
         """Write down who has the trial, with a first heartbeat."""
@@ -248,12 +265,17 @@ class Storage(RDBStorage):
 
     @staticmethod
     def _forget_epochs(trial_id: int, session: Session) -> None:
-        """Training starts anew, and Optuna ignores a step that was reported before."""
-        session.execute(
-            sa.delete(models.TrialIntermediateValueModel)
-            .where(models.TrialIntermediateValueModel.trial_id == trial_id)
-            .execution_options(synchronize_session=False)
-        )
+        """Training starts anew, and Optuna ignores a step or a constraint that was reported before."""
+        attribute = models.TrialSystemAttributeModel
+        for reported in (
+            sa.delete(models.TrialIntermediateValueModel).where(
+                models.TrialIntermediateValueModel.trial_id == trial_id
+            ),
+            sa.delete(attribute).where(
+                attribute.trial_id == trial_id, attribute.key.startswith(f"{_CONSTRAINTS_KEY}:")
+            ),
+        ):
+            session.execute(reported.execution_options(synchronize_session=False))
 
 
 def open_storage(url: str, *, create: bool = False) -> Storage:

@@ -12,15 +12,16 @@ from functools import cached_property
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.config import StudyConfig, hide_password
-from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch
+from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch, UsageError
 from mmsearch.paths import write_text
 from mmsearch.search.fingerprint import compare, fingerprint
 from mmsearch.search.samplers import build_pruner, build_sampler
 from mmsearch.search.space import grid, varying
 from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, creation_lock, open_storage
+from mmsearch.search.values import best_of, candidates, keeps_to_constraints, margin_of, pareto_front, pick
 from mmsearch.spaces import Choices
 
 FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
@@ -81,22 +82,27 @@ class OpenStudy:
         compare(self.config.study.name, stored, fingerprint(self.config, data_fingerprint))
 
     @property
-    def metric(self) -> str:
-        """The leading metric that the study was begun with."""
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the study was begun with; the first one leads."""
         stored = self.stored_fingerprint()
-        return str(stored["study.metrics"][0]) if stored else self.config.metric
+        return tuple(stored["study.metrics"]) if stored else self.config.study.metrics
 
     @property
-    def sign(self) -> int:
-        """1 where greater values are better, -1 where smaller ones are."""
-        return 1 if self.optuna.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+    def constraints(self) -> tuple[str, ...]:
+        """The constraints that the study was begun with."""
+        return tuple((self.stored_fingerprint() or {}).get("study.constraints", ()))
+
+    @cached_property
+    def signs(self) -> list[int]:
+        """Of each metric: 1 where greater values are better, -1 where smaller ones are."""
+        return [1 if d == optuna.study.StudyDirection.MAXIMIZE else -1 for d in self.optuna.directions]
 
     def gain(self, trials: list[FrozenTrial] | None = None) -> float | None:
-        """How much better the best trial is than the defaults; None where either is missing."""
+        """How much better the best trial is than the defaults in the leading metric; None where either is missing."""
         best, baseline = self.best(trials), self.baseline(trials)
-        if best is None or baseline is None:
+        if best is None or baseline is None or not best.values or not baseline.values:
             return None
-        return self.sign * ((best.value or 0.0) - (baseline.value or 0.0))
+        return self.signs[0] * float(best.values[0] - baseline.values[0])
 
     def total(self) -> int:
         """The total of the last launch, or else the study file's."""
@@ -104,25 +110,54 @@ class OpenStudy:
         return int(stored) if stored is not None else total_of(self.config)
 
     def best(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
-        """The completed trial with the best value, the first of equals; None where there is none."""
-        done = [t for t in (trials or self.trials()) if t.state == TrialState.COMPLETE and t.value is not None]
-        return max(done, key=lambda t: (self.sign * (t.value or 0.0), -t.number), default=None)
+        """The completed trial that keeps to the constraints with the best leading value; None where there is none."""
+        return best_of(candidates(trials or self.trials()), self.signs)
 
-    def must_have_best(self) -> FrozenTrial:
-        """The best trial; raises `NoCompletedTrial`."""
-        best = self.best()
-        if best is None:
-            raise NoCompletedTrial(
-                f"study {self.config.study.name}: no trial is complete yet; `mmsearch launch` makes some"
+    def front(self, trials: list[FrozenTrial] | None = None) -> list[FrozenTrial]:
+        """The completed trials that keep to the constraints and that no other beats, by the leading metric."""
+        return pareto_front(candidates(trials or self.trials()), self.signs)
+
+    def why_none(self, trials: list[FrozenTrial] | None = None) -> str:
+        """Why there is no best trial, in words."""
+        trials = trials or self.trials()
+        finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        violating = [t for t in finished if not keeps_to_constraints(t)]
+        if not violating:
+            return "no trial is complete"
+        held = " and ".join(self.constraints)
+        some = f"{len(violating)} of {len(finished)} finished trials violate that"
+        return f"no complete trial keeps to {held}: {some}; loosen it or widen the space, or raise --trials"
+
+    def picked(self, rule: str = "best") -> FrozenTrial:
+        """The trial that a rule picks, as `mmsearch.search.values.pick` does; raises `NoCompletedTrial`."""
+        if rule != "best" and len(self.metrics) == 1:
+            margin_of(rule)
+            raise UsageError(f'"{rule}" picks among several metrics; the study {self.config.study.name} has one')
+        front = self.front()
+        if not front:
+            hint = "" if self.constraints else "; `mmsearch launch` makes some"
+            raise NoCompletedTrial(f"study {self.config.study.name}: {self.why_none()}{hint}")
+        return pick(front, rule, self.signs)
+
+    def complete_trial(self, number: int) -> FrozenTrial:
+        """A trial by its number; raises `UsageError` unless it is complete."""
+        found = next((trial for trial in self.trials() if trial.number == number), None)
+        if found is None or found.state != TrialState.COMPLETE:
+            what = "there is no such trial" if found is None else f"it is {found.state.name}"
+            raise UsageError(
+                f"trial {number} of the study {self.config.study.name} is not complete: {what}; `mmsearch export` lists them"
             )
-        return best
+        return found
 
     def baseline(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
-        """The completed trial that has the defaults."""
-        return next(
-            (t for t in (trials or self.trials()) if t.system_attrs.get(BASELINE) and t.state == TrialState.COMPLETE),
-            None,
-        )
+        """The completed trial that has the defaults; it may violate the constraints."""
+        found = self.defaults(trials)
+        return found if found is not None and found.state == TrialState.COMPLETE else None
+
+    def defaults(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
+        """The trial that has the defaults, whatever became of it; the last of its attempts."""
+        held = [trial for trial in trials or self.trials() if trial.system_attrs.get(BASELINE)]
+        return held[-1] if held else None
 
     def reap(self, still_runs: Callable[[Mapping[str, Any]], bool | None]) -> list[tuple[int, int | None]]:
         """Fail, and queue again, the running trials whose owner is dead, or silent where nobody can tell.
@@ -186,6 +221,7 @@ def open_study(config: StudyConfig) -> OpenStudy:
         )
     except KeyError:
         known = ", ".join(sorted(held.study_name for held in storage.get_all_studies())) or "none"
+        storage.engine.dispose()
         raise StorageError(
             f"{hide_password(config.storage_url)}: there is no study {config.study.name}; there is: {known}"
         ) from None
@@ -198,19 +234,20 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
     Any number of processes may call it at once. Returns the study and notes for the user, such as a range that became
     wider. Raises `StudyMismatch`, which names what differs.
     """
+    now = fingerprint(config, data_fingerprint)
     with creation_lock(config.storage_url):
         storage = open_storage(config.storage_url, create=True)
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             optuna.create_study(
-                study_name=config.study.name, storage=storage, direction=config.direction, load_if_exists=True
+                study_name=config.study.name, storage=storage, directions=config.directions, load_if_exists=True
             )
         finally:
             optuna.logging.set_verbosity(level)
         opened = open_study(config)
-        now, stored = fingerprint(config, data_fingerprint), opened.stored_fingerprint()
-        if (stored is None and opened.trials()) or opened.optuna.direction.name.lower() != config.direction:
+        stored = opened.stored_fingerprint()
+        if stored is None and (opened.trials() or directions_of(opened.optuna) != config.directions):
             raise _not_ours(config)
         notes = [] if stored is None else compare(config.study.name, stored, now)
         if stored != now:  # before anything else: whoever dies from here on leaves a study that is known as ours
@@ -218,7 +255,7 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
         _own_folder(opened)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            opened.optuna.set_metric_names([config.metric])
+            opened.optuna.set_metric_names(list(config.study.metrics))
         _enqueue(opened)
         storage.set_study_system_attr(opened.id, TOTAL, total_of(config))
         storage.engine.dispose()
@@ -242,10 +279,16 @@ def _own_folder(opened: OpenStudy) -> None:
         write_text(mark, known + "\n")
 
 
+def directions_of(study: optuna.Study) -> list[str]:
+    """`maximize` or `minimize` of each metric."""
+    return [direction.name.lower() for direction in study.directions]
+
+
 def _not_ours(config: StudyConfig) -> StudyMismatch:
+    wanted = zip(config.directions, config.study.metrics, strict=True)
     return StudyMismatch(
         f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch, or for another "
-        f"direction than to {config.direction} {config.metric}; choose another with --study-name"
+        f"direction than to {' and '.join(map(' '.join, wanted))}; choose another with --study-name"
     )
 
 
@@ -264,4 +307,4 @@ def _enqueue(opened: OpenStudy) -> None:
             attrs[BASELINE] = True
         if points is not None:
             attrs[SLOT] = points.index(params)
-        opened.optuna.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attrs))
+        opened.storage.enqueue(opened.id, attrs)  # on a grid, unless its point has had a trial

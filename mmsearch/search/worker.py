@@ -132,10 +132,16 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
         opened.storage.slots = grid_size(config)
         opened.check(dataset.fingerprint)
 
-        def on_epoch(number: int, result: EpochResult, value: float) -> None:
-            emit("epoch", trial=number, epoch=result.epoch, value=value)
+        def on_epoch(number: int, fold: int, result: EpochResult, value: float) -> None:
+            emit("epoch", trial=number, fold=fold, epoch=result.epoch, value=value)
 
-        objective = Objective(config, dataset, device, on_epoch=on_epoch, should_stop=stop.asked.is_set)
+        def on_note(text: str) -> None:
+            logging.getLogger("mmsearch").info("%s", text)
+            emit("note", text=text)
+
+        objective = Objective(
+            config, dataset, device, on_epoch=on_epoch, on_note=on_note, should_stop=stop.asked.is_set
+        )
         emit("ready", device=str(device), threads=orders.threads)
         while not stop.asked.is_set():
             try:
@@ -155,12 +161,14 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
+    from mmsearch.search.values import VIOLATED
+
     log = logging.getLogger("mmsearch")
     started = time.perf_counter()
     emit("started", trial=trial.number)
     try:
         with _heartbeat(opened, trial._trial_id):
-            state, value, reason = _train(objective, trial, stop)
+            state, values, reason = _train(objective, trial, stop)
         if state == TrialState.WAITING:
             opened.storage.hand_back(trial._trial_id)
             emit("handed_back", trial=trial.number)
@@ -169,26 +177,29 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
             log.error("trial %d failed: %s", trial.number, reason)
             opened.storage.fail(trial._trial_id, reason or "", max_retries=0)
         else:
-            opened.optuna.tell(trial, value, state=state)
+            opened.optuna.tell(trial, values, state=state)
     except (UpdateFinishedTrialError, ValueError) as error:
         # a launcher elsewhere that took us for dead has settled it: its word counts, and its retry is trained
         log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
         emit("handed_back", trial=trial.number)
         return
     told = opened.storage.get_trial(trial._trial_id)
+    reason = reason or told.user_attrs.get(VIOLATED)
+    if reason and state != TrialState.FAIL:
+        log.info("trial %d: %s", trial.number, reason)
     emit(
         "finished",
         trial=trial.number,
         state=state.name,
-        value=told.value,
+        values=dict(zip(opened.config.study.metrics, told.values, strict=True)) if told.values else None,
         epochs=told.user_attrs.get("epochs", 0),
         seconds=round(time.perf_counter() - started, 2),
         reason=reason,
     )
 
 
-def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> tuple[TrialState, float | None, str | None]:
-    """The state that a trial ends in (WAITING: to be handed back), its value, and the reason of a failure.
+def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> tuple[TrialState, list[float] | None, str | None]:
+    """The state that a trial ends in (WAITING: to be handed back), its values, and why it failed or was not trained.
 
     What is not the trial's fault is raised: a lost database ends this process, and the launcher has the trial retried.
     """
@@ -197,11 +208,13 @@ def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> tuple[Trial
     from optuna.trial import TrialState
     from sqlalchemy.exc import SQLAlchemyError
 
-    from mmsearch.search.objective import Stopped
+    from mmsearch.search.objective import Infeasible, Stopped
 
     try:
         with stop.interruptible():
             return TrialState.COMPLETE, objective(trial), None
+    except Infeasible as why:
+        return TrialState.PRUNED, None, str(why)
     except TrialPruned:
         return TrialState.PRUNED, None, None
     except (Stopped, KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmsearch.errors import BundleError
-from mmsearch.models.factory import MultimodalClassifier
+from mmsearch.models.factory import PARTS, MultimodalClassifier
 from mmsearch.paths import BundlePaths
 
 # what a model knows of its training rows, which are others now
@@ -23,11 +24,15 @@ _SHOWN = 3  # tensors that `describe` names
 
 @dataclass(frozen=True)
 class Transfer:
-    """Which of a model's tensors came from a bundle, and why the others did not, each by its name."""
+    """Which of a model's tensors came from a bundle, and why the others did not, each by its name.
+
+    `unlike` are the model's parts that are of another kind there: nothing of them is taken over.
+    """
 
     folder: Path
     loaded: tuple[str, ...]
     left: dict[str, str]
+    unlike: dict[str, str]
 
     def describe(self) -> str:
         """How many tensors were taken over, and what stayed as it was, in one sentence."""
@@ -35,16 +40,18 @@ class Transfer:
         text = f"{len(self.loaded)} of the model's {whole} tensors start as in {self.folder}"
         if not self.left:
             return text
-        named = [f"{name} ({reason})" for name, reason in list(self.left.items())[:_SHOWN]]
-        more = len(self.left) - len(named)
-        return f"{text}; fresh: {', '.join(named)}{f' and {more} more' if more else ''}"
+        single = {name: reason for name, reason in self.left.items() if _part(name) not in self.unlike}
+        fresh = [f"all of {part} ({reason})" for part, reason in self.unlike.items()]
+        fresh += [f"{name} ({reason})" for name, reason in list(single.items())[:_SHOWN]]
+        more = len(single) - _SHOWN
+        return f"{text}; fresh: {', '.join(fresh)}{f' and {more} more' if more > 0 else ''}"
 
 
 def load_weights(model: MultimodalClassifier, folder: Path) -> Transfer:
     """Copy into `model` each tensor of a bundle whose name and shape fit, batch-norm statistics included.
 
-    The normalisation and mean rows stay those of the model's own data. Of the bundle, only its weights are read.
-    Raises `BundleError` where they are missing or damaged, or where no weight fits.
+    Nothing is taken over between encoders, or fusions, of different kinds. The normalisation and mean rows stay those
+    of the model's own data. Raises `BundleError` where the bundle is missing or damaged, or where no weight fits.
     """
     path = BundlePaths(folder).weights
     try:
@@ -54,14 +61,40 @@ def load_weights(model: MultimodalClassifier, folder: Path) -> Transfer:
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(f"{path}: not weights, or damaged: {str(error).splitlines()[0]}") from None
     wanted = {name: place for name, place in model.state_dict().items() if name not in OF_THE_DATA}
-    left = {name: reason for name, place in wanted.items() if (reason := _misfit(place, held.get(name)))}
+    there = _kinds(folder)
+    unlike = {
+        part: f"{there[part]} there, {here} here" for part, here in model.kinds.items() if there.get(part, here) != here
+    }
+    left = {
+        name: reason
+        for name, place in wanted.items()
+        if (reason := unlike.get(_part(name)) or _misfit(place, held.get(name)))
+    }
     loaded = tuple(name for name in wanted if name not in left)
     if not any(name in loaded for name, _ in model.named_parameters()):
-        name = next(name for name, _ in model.named_parameters())
-        raise BundleError(f"{path}: none of its weights fits this model; {name}: {left[name]}")
+        reasons = {part.replace("_", " "): reason for part, reason in unlike.items()} or left
+        named = ", ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:_SHOWN])
+        raise BundleError(f"{path}: none of its weights fits this model; {named}")
     for name in loaded:
         wanted[name].copy_(held[name])
-    return Transfer(folder, loaded, left)
+    return Transfer(folder, loaded, left, unlike)
+
+
+def _part(name: str) -> str:
+    """The part of the model that a tensor belongs to."""
+    return name.partition(".")[0]
+
+
+def _kinds(folder: Path) -> dict[str, str]:
+    """What each part of a bundle's model is; nothing where the bundle does not say."""
+    path = BundlePaths(folder).config
+    try:
+        held = tomllib.loads(path.read_text(encoding="utf-8")).get("hyperparameters", {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: not a bundle's, or damaged: {error}") from None
+    return {part: held[name] for part, name in PARTS.items() if name in held}
 
 
 def _misfit(place: Tensor, found: Tensor | None) -> str:

@@ -1,0 +1,215 @@
+"""What the commands print: how a search stands, what was retrained, and what goes on meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from mmsearch.config import StudyConfig
+    from mmsearch.results.bundle import Bundle
+    from mmsearch.results.retrain import Plan
+    from mmsearch.search.launcher import Summary
+    from mmsearch.search.progress import Progress
+    from mmsearch.search.study import OpenStudy
+    from mmsearch.training.fit import EpochResult
+
+FRONT_ROWS = 10  # of the Pareto front that are printed
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Epochs:
+    """Epochs of a retraining: a bar in a terminal, lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._epochs = 0
+
+    def __enter__(self) -> Epochs:
+        return self
+
+    def plan(self, plan: Plan) -> None:
+        """Before the first epoch."""
+        from mmsearch.search.progress import plural
+
+        self._epochs = plan.epochs
+        epochs = plural(plan.epochs, "epoch")
+        say(f"retraining trial {plan.trial.number} on training and validation rows for {epochs}")
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("training", total=plan.epochs)
+            self._bar.start()
+
+    def epoch(self, result: EpochResult) -> None:
+        """After each epoch."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=result.epoch)
+        else:
+            scores = f"loss {result.train.loss:.4f}, macro F1 {result.train.macro_f1:.4f} in training"
+            say(f"epoch {result.epoch}/{self._epochs}: {scores}, {result.seconds:.1f} s")
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Downloads:
+    """Downloads: a bar a file in a terminal, nothing elsewhere; lines that are said meanwhile go above the bars."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._tasks: dict[Path, Any] = {}
+
+    def __enter__(self) -> Downloads:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+            self._bars = Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True)
+            self._bars.start()
+        return self
+
+    def progress(self, path: Path, done: int, size: int) -> None:
+        """So many bytes of a file are there."""
+        if self._bars is None:
+            return
+        if path not in self._tasks:  # what an earlier run left is no speed of this one
+            self._tasks[path] = self._bars.add_task(path.name, completed=done, total=size)
+        self._bars.update(self._tasks[path], completed=done)
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def progress_of(config: StudyConfig) -> Progress:
+    """What shows a search: a live view in a terminal, lines elsewhere."""
+    from mmsearch.search.progress import LineProgress, LiveProgress
+
+    return LiveProgress(config.study.name) if sys.stderr.isatty() else LineProgress()
+
+
+def print_summary(config: StudyConfig, summary: Summary) -> None:
+    """How a search ended."""
+    from mmsearch.search.progress import duration
+
+    counts = summary.counts
+    print(
+        f"trials    {counts.finished} of {summary.total} ({counts.complete} complete, {counts.pruned} pruned), "
+        f"{counts.failed} failed"
+    )
+    if summary.finished_here:
+        rate = summary.finished_here / summary.seconds * 3600
+        print(f"time      {duration(summary.seconds)}, {rate:.0f} trials an hour in this run")
+    else:
+        print("time      nothing was left to do")
+    assert summary.best is not None
+    _print_best(config.study.metrics, summary.best, summary.front, summary.defaults, summary.gain)
+
+
+def print_status(opened: OpenStudy) -> None:
+    """How a search stands."""
+    from mmsearch.config import hide_password
+    from mmsearch.search.storage import OWNER
+    from mmsearch.search.study import count
+
+    config, trials = opened.config, opened.trials()
+    counts = count(trials)
+    print(f"study     {config.study.name} in {hide_password(config.storage_url)}")
+    done = f"{counts.complete} complete, {counts.pruned} pruned"
+    print(f"trials    {counts.finished} of {opened.total()} ({done})")
+    print(f"          {counts.failed} failed, {counts.running} running, {counts.waiting} waiting")
+    best = opened.best(trials)
+    if best is None:
+        print(f"best      {opened.why_none(trials)}")
+    else:
+        _print_best(opened.metrics, best, opened.front(trials), opened.defaults(trials), opened.gain(trials))
+    for trial in trials:
+        if trial.state.name == "RUNNING":
+            owner = trial.system_attrs.get(OWNER, {})
+            where = f"process {owner.get('pid')} on {owner.get('host')}"
+            print(f"running   trial {trial.number}, {_reached(opened, trial)}{where}")
+
+
+def _reached(opened: OpenStudy, trial: FrozenTrial) -> str:
+    """How far a running trial is, as far as the study knows."""
+    if len(opened.metrics) > 1:  # of several nothing is reported
+        return ""
+    step = max(trial.intermediate_values, default=0)
+    return f"{step} of {opened.config.folds} folds done, " if opened.config.folds > 1 else f"epoch {step}, "
+
+
+def _print_best(
+    metrics: tuple[str, ...],
+    best: FrozenTrial,
+    front: list[FrozenTrial],
+    defaults: FrozenTrial | None,
+    gain: float | None,
+) -> None:
+    from mmsearch.search.values import VIOLATED, in_words
+
+    leading = metrics[0]
+    value = in_words(leading, best.values[0])
+    print(f"best      {leading} {value} (trial {best.number}, epoch {best.user_attrs.get('best_epoch')})")
+    violated = None if defaults is None else defaults.user_attrs.get(VIOLATED)
+    if gain is not None and defaults is not None:
+        but = f"; there {violated}" if violated else ""
+        baseline = in_words(leading, defaults.values[0])
+        print(f"gain      {gain:+.4f} over the defaults ({baseline}, trial {defaults.number}{but})")
+    elif violated and defaults is not None:
+        print(f"gain      unknown: the defaults (trial {defaults.number}) were not trained, since {violated}")
+    if len(metrics) > 1:
+        _print_front(metrics, front)
+
+
+def _print_front(metrics: tuple[str, ...], front: list[FrozenTrial]) -> None:
+    """The trials that no other beats in every metric."""
+    from mmsearch.search.values import in_words
+
+    print(f"front     {len(front)} trial{'s' * (len(front) != 1)}, beaten by no other in all metrics")
+    rows = [["trial", *metrics]]
+    for trial in front[:FRONT_ROWS]:
+        values = zip(metrics, trial.values, strict=True)
+        rows.append([str(trial.number), *(in_words(metric, value) for metric, value in values)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(" " * 10 + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+    if len(front) > FRONT_ROWS:
+        print(f"          and {len(front) - FRONT_ROWS} more: mmsearch export --sort best has all trials")
+
+
+def print_retrained(bundle: Bundle) -> None:
+    """What a retraining brought."""
+    from mmsearch.search.values import all_in_words
+
+    metrics = bundle.metrics
+    searched, found = metrics["searched"], metrics["modalities"]
+    scored = metrics[found["scored_on"]]
+    kind = {
+        "test": "test rows",
+        "held_back": "rows that were held back from training",
+        "training": "training rows, which it has seen",
+    }[found["scored_on"]]
+    where = f"{scored['rows']} {kind}"
+    by = "" if searched["rule"] == "best" else f"; picked by {searched['rule']}"
+    print(f"trial       {metrics['trial']} ({all_in_words(searched['values'])} on validation rows{by})")
+    if searched["violated"]:
+        print(f"constraints {searched['violated']}")
+    print(f"accuracy    {scored['accuracy']:.4f} on {where}")
+    print(f"macro F1    {scored['macro_f1']:.4f} on {where}")
+    print(f"both        {found['both']:.4f} macro F1 on {found['scored_on'].replace('_', ' ')} rows")
+    print(f"image alone {found['image_alone']:.4f} (audio set to its training mean)")
+    print(f"audio alone {found['audio_alone']:.4f} (image set to its training mean)")
+    print(f"bundle      {bundle.folder}")
