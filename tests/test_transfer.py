@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmsearch.data.dataset import Shapes, Split, statistics
+from mmsearch.data.dataset import Pixels, Shapes, Split, Trained, statistics
 from mmsearch.data.sources import read_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import BundleError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.paths import BundlePaths
+from mmsearch.results.bundle import Bundle
 from mmsearch.spaces import Fixed, Space
 from mmsearch.training.fit import fit, seed_everything
 from mmsearch.training.transfer import OF_THE_DATA, held_still, load_weights
@@ -198,3 +199,20 @@ def test_a_frozen_name_that_the_model_does_not_have_is_an_error(splits: tuple[Sh
     model = build_model(hyperparameters, shapes)
     with pytest.raises(ValueError, match="the model has no parameter tail"):
         next(fit(model, fitted, None, hyperparameters, epochs=1, seed=0, device=CPU, frozen=("tail", "head.1.weight")))
+
+
+def test_nothing_goes_between_parts_of_different_kinds(tmp_path: Path) -> None:
+    """Also where names and shapes agree: an encoder's weights mean something to that encoder alone."""
+    shapes = Shapes((1, 8, 8), (6, 4), 3)
+    space = {"audio.encoder": Fixed("mlp"), "image.encoder": Fixed("mlp"), "image.mlp.units_2": Fixed(64)}
+    there = Space(space).configuration({})
+    bundle = Bundle(build_model(there, shapes), there, Trained(shapes, ("a", "b", "c"), Pixels(0, 1, 1.0)), tmp_path)
+    bundle.save(tmp_path)
+    here = build_model(Space({**space, "image.encoder": Fixed("cnn")}).configuration({}), shapes)
+    before = {name: value.clone() for name, value in here.state_dict().items()}
+    found = load_weights(here, tmp_path)
+    assert found.unlike == {"image_encoder": "mlp there, cnn here"}
+    assert {name.partition(".")[0] for name in found.loaded} == {"audio_encoder", "head"}  # both embeddings have 64
+    assert "fresh: all of image_encoder (mlp there, cnn here)" in found.describe()
+    for name, value in here.state_dict().items():
+        assert name in found.loaded or torch.equal(value, before[name])

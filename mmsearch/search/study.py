@@ -144,9 +144,7 @@ class OpenStudy:
         found = next((trial for trial in self.trials() if trial.number == number), None)
         if found is None or found.state != TrialState.COMPLETE:
             what = "there is no such trial" if found is None else f"it is {found.state.name}"
-            raise UsageError(
-                f"trial {number} of the study {self.config.study.name} is not complete: {what}; `mmsearch export` lists them"
-            )
+            raise UsageError(f"trial {number} of the study {self.config.study.name} is not complete: {what}")
         return found
 
     def baseline(self, trials: list[FrozenTrial] | None = None) -> FrozenTrial | None:
