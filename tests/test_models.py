@@ -229,7 +229,8 @@ def test_another_encoder_is_one_class() -> None:
 
     @register("mean", registry)
     class Mean(Encoder):
-        pass
+        def tokens(self, values: torch.Tensor) -> torch.Tensor:
+            return values.flatten(2).mean(2, keepdim=True)
 
     assert registry == {"mean": Mean}
     with pytest.raises(ValueError, match="registered already"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Base of the encoders of one modality: an input becomes tokens, and the tokens one embedding.
 
     Constructed with the shape of a row and, as keywords, the parameters that `hyperparameters.TABLE` lists under the
@@ -18,9 +19,9 @@ class Encoder(nn.Module):
     width: int
     token_width: int
 
+    @abstractmethod
     def tokens(self, values: Tensor) -> Tensor:
         """(B, *shape) -> (B, tokens, token_width): what was found where, or when."""
-        raise NotImplementedError
 
     def summarise(self, tokens: Tensor) -> Tensor:
         """(B, tokens, token_width) -> (B, width), without parameters of its own: all tokens, one beside the other."""
