@@ -67,12 +67,12 @@ class Order(StrEnum):
     BEST = "best"
 
 
-def _config(study: Path, **options: Any) -> StudyConfig:
+def _config(study: Path, *, reading: bool = False, **options: Any) -> StudyConfig:
     """The study that a command is about: its file, and what the command line lays over it."""
     from mmsearch.config import OPTIONS, load_config
 
     keys = {OPTIONS[f"--{name.replace('_', '-')}"]: value for name, value in options.items()}
-    return load_config(study, keys)
+    return load_config(study, keys, reading=reading)
 
 
 @app.command()
@@ -148,7 +148,7 @@ def launch(
 @app.command()
 def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
     """Print how a search stands, from any terminal, while it runs or after."""
-    config = _config(study, storage=storage, study_name=study_name)
+    config = _config(study, reading=True, storage=storage, study_name=study_name)
     from mmsearch.search.study import open_study
 
     with open_study(config) as opened:
@@ -199,7 +199,7 @@ def dashboard(
     """Browse the study in optuna-dashboard until Ctrl-C."""
     import os
 
-    config = _config(study, storage=storage, study_name=study_name)
+    config = _config(study, reading=True, storage=storage, study_name=study_name)
     from mmsearch.search.dashboard import PASSWORD_VARIABLE, serve
 
     serve(
@@ -283,7 +283,7 @@ def export(
 ) -> None:
     """Print the trial table: number, state, value, duration, epochs and every parameter."""
     _must_be_writable(out)
-    config = _config(study, storage=storage, study_name=study_name)
+    config = _config(study, reading=True, storage=storage, study_name=study_name)
     from mmsearch.results.tables import render_table, trial_rows
     from mmsearch.search.study import open_study
 

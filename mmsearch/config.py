@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from mmsearch.checks import check_either_way, check_search
 from mmsearch.constraints import Constraint, parse_constraint
 from mmsearch.errors import StudyFileError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, nearest, show
 from mmsearch.paths import DEFAULT_STUDY, MANIFEST, RESERVED_NAMES, StoragePaths, StudyPaths
-from mmsearch.spaces import Fixed, Range, Space, flatten, parse_dimension
+from mmsearch.spaces import Space, flatten, parse_dimension
 
 Metric = Literal["macro_f1", "accuracy", "loss", "parameters", "latency_ms"]
 LEADING: tuple[Metric, ...] = ("macro_f1", "accuracy", "loss")  # those that each epoch has
@@ -176,10 +177,14 @@ class StudyConfig(_Section):
     @cached_property
     def configurations(self) -> tuple[Hyperparameters, ...]:
         """What is tried first: the defaults, then each `[[enqueue]]`; a repeated one once."""
-        found = [self.dimensions.configuration({})]
+        return self.configurations_in(self.dimensions)
+
+    def configurations_in(self, space: Space) -> tuple[Hyperparameters, ...]:
+        """The same in another space; raises `StudyFileError` for an `[[enqueue]]` that is not in it."""
+        found = [space.configuration({})]
         for position, given in enumerate(self.enqueue):
             try:
-                made = self.dimensions.configuration(flatten(given))
+                made = space.configuration(flatten(given))
             except ValueError as error:
                 raise StudyFileError(f"{self.file}: [[enqueue]] number {position + 1}: {error}") from None
             if made not in found:
@@ -241,12 +246,17 @@ class StudyConfig(_Section):
 
 
 def load_config(
-    path: str | Path, overrides: Mapping[str, object] | None = None, *, origin: str = "the command line"
+    path: str | Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    origin: str = "the command line",
+    reading: bool = False,
 ) -> StudyConfig:
     """Read a study file and lay the environment and `overrides` over it.
 
     `overrides` maps dotted keys such as `study.trials` to values; None stands for "not given". Relative paths in the
-    file are relative to it, those in the environment and in `overrides` to the working directory.
+    file are relative to it, those in the environment and in `overrides` to the working directory. `reading` is for who
+    only looks at a study, and need not have its data, which decide what applies.
 
     Raises `StudyFileError` with the file, the key and what is allowed.
     """
@@ -283,8 +293,12 @@ def load_config(
         raise StudyFileError(_sentence(error.errors()[0], tree, str(path), origins)) from None
     except TypeError:  # a top-level table that is called as one of ours
         raise StudyFileError(f'{path}: "file" and "overrides" are no sections of a study file') from None
-    _ = config.dimensions, config.configurations  # read now, so that whatever is wrong is said now
-    _check_search(config)
+    _ = config.dimensions  # read now, so that whatever is wrong is said now
+    if reading:
+        check_either_way(config)
+    else:
+        _ = config.configurations
+        check_search(config)
     return config
 
 
@@ -362,44 +376,6 @@ def hide_password(url: str) -> str:
         return f"{parsed.drivername}://***"
     query = {key: "***" if "pass" in key.lower() else value for key, value in parsed.query.items()}
     return parsed.set(query=query).render_as_string(hide_password=True)
-
-
-def _check_search(config: StudyConfig) -> None:
-    """What one section's value forbids in another."""
-    if config.data.validation == "three_way" and config.data.fraction >= 0.5:
-        raise StudyFileError(
-            f"{config.file}: [data] fraction = {show(config.data.fraction)} must be below 0.5: "
-            "three_way keeps as many rows back as validate"
-        )
-    freezing = "transfer.freeze_epochs"
-    if freezing in config.dimensions.dimensions and not config.search.init and config.dimensions[freezing] != Fixed(0):
-        raise StudyFileError(f'{config.file}: [space] "{freezing}" needs weights to freeze: init in [search]')
-    _check_pruner(config)
-    if config.search.sampler != "grid":
-        return
-    for name, dimension in config.dimensions.varying().items():
-        where = f'{config.file}: [space] "{name}"'
-        if TABLE[name].requires and name not in config.dimensions.configuration({}):
-            raise StudyFileError(f"{where} applies only to some configurations, which a grid cannot hold")
-        if any(not isinstance(config.dimensions[parent], Fixed) for parent, _ in TABLE[name].requires):
-            raise StudyFileError(f"{where} applies only to some configurations, which a grid cannot hold")
-        if isinstance(dimension, Range) and dimension.grid() is None:
-            raise StudyFileError(f"{where} needs a step, or a list of choices, to be searched by a grid")
-
-
-def _check_pruner(config: StudyConfig) -> None:
-    search, where = config.search, f"{config.file}: [search]"
-    chosen, lower, upper = f'{where} pruner = "{search.pruner}"', search.pruner_lower, search.pruner_upper
-    if len(config.study.metrics) > 1 and search.pruner not in ("median", "none"):
-        raise StudyFileError(f'{chosen} needs one metric: trials with several are not pruned, as with "none"')
-    if search.pruner == "threshold" and lower is None and upper is None:
-        raise StudyFileError(f"{chosen} needs pruner_lower or pruner_upper")
-    if lower is not None and upper is not None and lower > upper:
-        raise StudyFileError(f"{where} pruner_lower = {show(lower)} is above pruner_upper = {show(upper)}")
-    if search.pruner == "wilcoxon" and config.data.validation != "kfold":
-        raise StudyFileError(
-            f'{chosen} compares folds: it needs validation = "kfold" in [data], not "{config.data.validation}"'
-        )
 
 
 def _sentence(error: Any, tree: Mapping[str, Any], file: str, origins: Mapping[str, str]) -> str:

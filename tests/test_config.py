@@ -316,3 +316,16 @@ def test_init_writes_studies_that_work_and_overwrites_none(mmsearch: Run, worksp
     assert "digits.toml is there already" in mmsearch("init", "new place").stderr
     assert (folder / "studies" / "digits.toml").read_text() == "mine"
     assert (folder / "studies" / "smoke.toml").read_bytes() == (ROOT / "studies" / "smoke.toml").read_bytes()
+
+
+def test_a_grid_may_be_of_audio_features(write: Write) -> None:
+    text = '[data]\nsample_rate = 8000\n[search]\nsampler = "grid"\n[space]\n"features.name" = ["stft", "mfcc"]'
+    assert set(load_config(write(text)).dimensions.varying()) == {"features.name"}
+
+
+def test_who_only_reads_a_study_does_not_need_what_applies_to_its_data(write: Write) -> None:
+    text = '[space]\n"features.name" = ["mfcc", "stft"]\n[[enqueue]]\n"features.name" = "mfcc"'
+    path = write(text)  # of waveforms, which --data named when it was launched
+    with pytest.raises(StudyFileError, match="does not apply"):
+        load_config(path)
+    assert load_config(path, reading=True).study.trials == 20

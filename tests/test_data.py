@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import Run
 
+from mmsearch.data.arrays import wave_scale
 from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_rows, read_dataset, rows_from_arrays
 from mmsearch.errors import DataError
@@ -337,3 +338,12 @@ def test_shapes_that_the_study_gives(tmp_path: Path) -> None:
         read_dataset(folder, image_shape=(3, 3))
     with pytest.raises(DataError, match=r"data_sp_train.npy: .* 507,.* 39x12"):
         read_dataset(folder, audio_shape=(39, 12))
+
+
+def test_wide_samples_are_scaled_as_in_training_however_soft_they_are() -> None:
+    loud = np.array([[1 << 22], [1 << 14]], dtype=np.int32)
+    trained = wave_scale(loud, 0, float(loud.max()))
+    assert trained == 1 / (1 << 23)
+    assert wave_scale(loud[1:], 0, float(loud[1:].max()), trained) == trained
+    assert wave_scale(loud[1:], 0, float(loud[1:].max())) == 1 / (1 << 15)
+    assert wave_scale(loud * 256, 0, float(loud.max()) * 256, trained) == 1 / (1 << 31)  # it would not fit

@@ -332,7 +332,11 @@ def test_images_of_several_sizes_are_resized_on_demand(tmp_path: Path) -> None:
     board = (np.indices((48, 64)).sum(0) % 2 * 255).astype(np.uint8)  # gray, from afar
     folder = manifest(tmp_path / "d", {"3.png": encoded(board)})
     message = said(folder)
-    for part in ("manifest.csv: line 5: 3.png is 48x64", "0.png is 6x8", "--image-shape 32x32, or image_shape = [32, 32] in [data]"):
+    for part in (
+        "manifest.csv: line 5: 3.png is 48x64",
+        "0.png is 6x8",
+        "--image-shape 32x32, or image_shape = [32, 32] in [data]",
+    ):
         assert part in message
     dataset = read_dataset(str(folder), image_shape=(6, 8))
     np.testing.assert_array_equal(dataset.train.image[0, 0], picture(6, 8, seed=0))

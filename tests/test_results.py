@@ -162,7 +162,7 @@ def test_predict_runs_on_new_data(mmsearch: Run, workspace: Path, tmp_path: Path
 
 def test_predict_says_what_is_wrong_in_one_sentence(mmsearch: Run, workspace: Path, tmp_path: Path) -> None:
     for arguments, code, word in (
-        (("nowhere", "demo"), 1, "no such file"),
+        (("nowhere", "demo"), 2, "no such file"),
         ((best(workspace), "nowhere"), 2, "no such folder"),
         ((best(workspace), "demo", "--split", "valid"), 2, "train or test"),
         ((best(workspace), "demo", "-o", "no/such/folder/out.csv"), 2, "does not exist"),

@@ -151,7 +151,7 @@ def test_what_is_all_linked_cannot_be_split(tmp_path: Path) -> None:
 
 
 def test_too_few_rows_are_not_blamed_on_repeats(tmp_path: Path) -> None:
-    files = {"train_image": values(4, 784), "train_audio": values(4, 507), "train_labels": np.array([0, 1, 0, 1])}
+    files = {"train_image": values(2, 784), "train_audio": values(2, 507), "train_labels": np.array([0, 1])}
     folder = zenodo(tmp_path / "d", **files, **NO_TEST)
     with pytest.raises(DataError, match=r"no test split of 0.2 is possible") as caught:
         read_dataset(str(folder))
@@ -261,3 +261,20 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
         print_of.add(read_dataset(str(copy)).fingerprint)
         shutil.copy(folder / name, copy / name)
     assert len(print_of) == 7
+
+
+@pytest.mark.parametrize(("classes", "rows", "parts"), [(30, 6, 5), (10, 12, 5), (100, 4, 5), (200, 2, 5)])
+def test_folds_of_classes_with_few_rows_are_as_large(classes: int, rows: int, parts: int) -> None:
+    labels = np.repeat(np.arange(classes), rows)
+    part = assign(labels, np.arange(len(labels)), (1 / parts,) * parts, np.random.default_rng(0))
+    sizes = np.bincount(part, minlength=parts)
+    assert sizes.max() - sizes.min() <= 2
+    for label in range(classes):
+        held = np.bincount(part[labels == label], minlength=parts)
+        assert held.max() - held.min() <= 1
+
+
+def test_a_holdout_of_classes_with_two_rows_has_its_share() -> None:
+    labels = np.repeat(np.arange(300), 2)
+    part = assign(labels, np.arange(600), (0.8, 0.2), np.random.default_rng(0))
+    assert np.bincount(part).tolist() == [480, 120]

@@ -216,3 +216,10 @@ def test_nothing_goes_between_parts_of_different_kinds(tmp_path: Path) -> None:
     assert "fresh: all of image_encoder (mlp there, cnn here)" in found.describe()
     for name, value in here.state_dict().items():
         assert name in found.loaded or torch.equal(value, before[name])
+
+
+def test_a_dropout_that_is_off_moves_no_weight(tmp_path: Path) -> None:
+    rates = ("image.cnn.dropout", "audio.conv1d.dropout", "head.dropout")
+    saved(built(given=dict.fromkeys(rates, 0.0)), tmp_path)
+    found = load_weights(built(seed=1, given=dict.fromkeys(rates, 0.3)), tmp_path)
+    assert found.left == {}

@@ -115,15 +115,18 @@ def fit_waves(array: Array, samples: int, name: str, cache: Path | None) -> Arra
     )
 
 
-def wave_scale(array: Array, low: float, high: float) -> float:
+def wave_scale(array: Array, low: float, high: float, trained: float = 1.0) -> float:
     """What brings samples from `low` to `high` to full scale 1: 1 for floats; of integers it is given by their type.
 
-    Types wider than 16 bits mostly hold narrower samples: theirs is the least of 16, 24 and 32 bits that holds them.
+    Types wider than 16 bits mostly hold narrower samples: theirs is the least of 16, 24 and 32 bits that holds them;
+    or, however soft they are, that of the rows that a model was `trained` on, where those were integers too.
     """
     if array.dtype.kind not in "iu":
         return 1.0
     bits = 8 * array.itemsize
     if bits > 16:
+        if trained < 1 and max(-low, high) * trained <= 1:
+            return trained
         bits = next((bits for bits in (16, 24) if max(-low, high + 1) <= 1 << (bits - 1)), 32)
     return 1 / (1 << (bits - 1))
 

@@ -14,6 +14,7 @@ Array = npt.NDArray[np.generic]
 Index = npt.NDArray[np.int64]
 
 CHUNK_ROWS = 4096
+SPLITTING = 2  # the version of how rows are split: a study that was begun with another must not go on with this one
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,14 @@ class Trained:
     """What a model was trained on, as far as new rows have to match it.
 
     `shapes` are those of raw rows; `rate` is the waveforms' number of samples a second, None where the audio rows are
-    features already.
+    features already. `audio_scale` times a sample lies between -1 and 1.
     """
 
     shapes: Shapes
     classes: tuple[str, ...]
     pixels: Pixels
     rate: int | None = None
+    audio_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class Dataset:
     @property
     def trained(self) -> Trained:
         """What a model that is trained on this data set needs to know of new rows."""
-        return Trained(self.shapes, self.classes, self.pixels, self.rate)
+        return Trained(self.shapes, self.classes, self.pixels, self.rate, self.train.audio_scale)
 
     @cached_property
     def groups(self) -> Index:
@@ -227,7 +229,7 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all that the data set holds, labels included; the same on every machine."""
-        digest = hashlib.blake2b(repr(self.shapes).encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{SPLITTING} {self.shapes!r}".encode(), digest_size=16)
         if self.rate is not None:
             digest.update(f"{self.rate} Hz".encode())
         for name in sorted(self.digests):

@@ -182,7 +182,7 @@ def _takes(trained: Trained) -> str:
 
 def _to_predict(source: str, layout: str, part: Part, trained: Trained) -> Split:
     found = Found(layout, {"train": part}, trained.rate)
-    dataset = _assemble(source, found, trained.classes, None, unknown_labels=True)
+    dataset = _assemble(source, found, trained.classes, None, unknown_labels=True, audio_scale=trained.audio_scale)
     if layout == "manifest" and trained.pixels.low >= 0:
         return replace(dataset.train, image_scale=BYTE_SCALE)
     scale = scale_as_trained(trained.pixels, part.image, dataset.pixels.low, dataset.pixels.high)
@@ -190,7 +190,13 @@ def _to_predict(source: str, layout: str, part: Part, trained: Trained) -> Split
 
 
 def _assemble(
-    source: str, found: Found, classes: Sequence[str], cache: Path | None, *, unknown_labels: bool = False
+    source: str,
+    found: Found,
+    classes: Sequence[str],
+    cache: Path | None,
+    *,
+    unknown_labels: bool = False,
+    audio_scale: float = 1.0,
 ) -> Dataset:
     """Check every value once, find the range of pixels and audio, and map labels to class indices."""
     parts = found.parts
@@ -208,7 +214,7 @@ def _assemble(
     pixels = Pixels(low, high, BYTE_SCALE if found.layout == "manifest" else pixel_scale(low, high))
     splits = {}
     for name, part in parts.items():
-        scale = 1.0 if found.rate is None else wave_scale(part.audio, quietest, loudest)
+        scale = 1.0 if found.rate is None else wave_scale(part.audio, quietest, loudest, audio_scale)
         splits[name] = Split(
             part.image,
             part.audio,

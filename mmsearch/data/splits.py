@@ -15,7 +15,9 @@ def assign(labels: Index, groups: Index, shares: tuple[float, ...], rng: np.rand
     """Give each row a part, 0 to len(shares) - 1, so that each part gets its share of each class.
 
     labels, groups: (N,). A group goes as a whole to the part that lacks most of the group's most frequent class, the
-    large groups first, in an order that `rng` shuffles among groups of a size.
+    large groups first, in an order that `rng` shuffles among groups of a size. Among parts that lack as much of the
+    class, but for less than a row, it goes to the one that lacks most of all classes: classes of a few rows would
+    otherwise all lie in the first part.
     """
     names, group = np.unique(groups, return_inverse=True)
     counts = np.bincount(group, minlength=len(names))
@@ -24,11 +26,14 @@ def assign(labels: Index, groups: Index, shares: tuple[float, ...], rng: np.rand
     order = order[np.argsort(-counts[order], kind="stable")]
     totals = np.bincount(majority, weights=counts)
     lacking = [[share * float(total) for share in shares] for total in totals]
+    whole = [share * float(counts.sum()) for share in shares]
     part = np.empty(len(names), dtype=np.int64)
     for name in order.tolist():
         row = lacking[majority[name]]
-        best = max(range(len(row)), key=row.__getitem__)
+        nearly = max(row) - 1 + 1e-9
+        best = max((p for p in range(len(row)) if row[p] > nearly), key=whole.__getitem__)
         row[best] -= int(counts[name])
+        whole[best] -= int(counts[name])
         part[name] = best
     return part[group]
 

@@ -52,12 +52,12 @@ class DropPath(nn.Module):
 
 
 def dropout(kind: str, rate: float, dimensions: int = 0) -> list[nn.Module]:
-    """A list that is empty where nothing is dropped.
+    """One module, which keeps its place where nothing is dropped: weights have the same names with any rate.
 
     `spatial` leaves out whole channels (Tompson et al., arXiv 1411.4280).
     """
     if not rate:
-        return []
+        return [nn.Identity()]
     if kind == "drop_path":
         return [DropPath(rate)]
     if kind == "spatial":
@@ -99,8 +99,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         bias = norm == "none"
-        inside = [] if kind == "drop_path" else dropout(kind, rate, 2)
-        outside = dropout(kind, rate) if kind == "drop_path" else []
+        inside = dropout(kind, 0 if kind == "drop_path" else rate, 2)
+        outside = dropout(kind, rate if kind == "drop_path" else 0)
         self.branch = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride, 1, bias=bias),
             *normalisation(norm, width, 2),

@@ -129,7 +129,7 @@ def _describe(trained: Trained) -> dict[str, Any]:
         "audio_shape": shapes.audio,
         "pixels": (pixels.low, pixels.high),
         "pixel_scale": pixels.scale,
-        **({} if trained.rate is None else {"sample_rate": trained.rate}),
+        **({} if trained.rate is None else {"sample_rate": trained.rate, "audio_scale": trained.audio_scale}),
     }
 
 
@@ -138,7 +138,11 @@ def _trained(held: Mapping[str, Any]) -> Trained:
     low, high = held["pixels"]
     rate = held.get("sample_rate")
     return Trained(
-        shapes, tuple(held["classes"]), Pixels(low, high, held["pixel_scale"]), None if rate is None else int(rate)
+        shapes,
+        tuple(held["classes"]),
+        Pixels(low, high, held["pixel_scale"]),
+        None if rate is None else int(rate),
+        float(held.get("audio_scale", 1.0)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mmsearch.data.dataset import Dataset
 from mmsearch.data.describe import tell_skipped
 from mmsearch.data.splits import validation_splits
 from mmsearch.errors import MmsearchError, UsageError
+from mmsearch.paths import BundlePaths
 from mmsearch.search.machine import cores
 from mmsearch.search.progress import plural
 from mmsearch.search.samplers import notes
@@ -39,6 +41,22 @@ def check_init(config: StudyConfig, dataset: Dataset) -> None:
         load_weights(model, Path(config.search.init))
 
 
+def _init_notes(config: StudyConfig, dataset: Dataset) -> Iterator[str]:
+    """That the weights to begin with have seen the rows that validate, where they have."""
+    if config.search.init is None:
+        return
+    try:
+        held = json.loads(BundlePaths(Path(config.search.init)).metrics.read_text(encoding="utf-8"))
+        known = held["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # made by hand, of weights alone
+    if known == dataset.fingerprint:
+        yield (
+            f"the weights of {config.search.init} were trained on these very rows, validation rows included: values "
+            "will be better than on new rows; begin with weights of other data"
+        )
+
+
 def opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -> Iterator[str]:
     """The first lines of a search: where, on what data, for what, with which workers, and what may surprise.
 
@@ -53,8 +71,9 @@ def opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -
         yield f"metrics {leading} (leads), {', '.join(others)}; with several metrics no trial is pruned as it trains"
     if config.constraints:
         yield f"constraints {', '.join(map(str, config.constraints))}: only trials that keep to them can be the best"
-        if config.search.sampler == "gp" and any(held.metric == "parameters" for held in config.constraints):
-            yield "sampler gp learns from complete trials only: models of too many parameters are trained too"
+        sampler = config.search.sampler
+        if sampler in ("gp", "nsga2") and any(held.metric == "parameters" for held in config.constraints):
+            yield f"sampler {sampler} learns from complete trials only: models of too many parameters are trained too"
     available = cores()
     w, t, c = (plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
     yield f"{w} of {t} on {c}"
@@ -65,6 +84,7 @@ def opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -
     if total_of(config) < config.study.trials:
         yield f"the grid has {total_of(config)} points: the total is {total_of(config)} trials"
     yield from notes(config)
+    yield from _init_notes(config, dataset)
 
 
 def _rows(config: StudyConfig, dataset: Dataset) -> str:

@@ -179,6 +179,8 @@ def _sampler_notes(config: StudyConfig) -> Iterator[str]:
             f"sampler {search.sampler} proposes at random until {at_random[search.sampler]} trials are there ({key} in "
             f"[search]), and the study has {trials}"
         )
+    if search.sampler == "nsga2" and search.pruner != "none" and len(config.study.metrics) == 1:
+        yield 'sampler nsga2 learns from complete trials only: pruner = "none" lets it learn from all'
 
 
 def _pruner_notes(config: StudyConfig) -> Iterator[str]:
