@@ -80,6 +80,11 @@ def mmsearch(workspace: Path) -> Run:
     return run
 
 
+def _listen() -> None:
+    """Take Ctrl-C as a command in a terminal does: what a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(workspace: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `mmsearch ...` in the background; what still runs at the end of the test is killed."""
@@ -95,6 +100,7 @@ def start(workspace: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_listen,
         )
         started.append(process)
         return process

@@ -322,14 +322,16 @@ def test_a_value_is_read_as_a_study_file_writes_it(data: st.DataObject) -> None:
         assert {name: parameter.check(held) for name, held in read.items()} == {parameter.name: value}
 
 
-LONG = TINY.replace("rows = 400", "rows = 2000").replace("max_epochs = 3", "max_epochs = 12\npatience = 12")
+LONG = TINY.replace("rows = 400", "rows = 2000").replace(
+    "max_epochs = 3", "max_epochs = 12\npatience = 12\npruner = 'none'"
+)
 
 
 @pytest.mark.slow
 def test_a_search_that_runs_takes_it_next(mmsearch: Run, start: Start, workspace: Path, storage_url: str) -> None:
     (workspace / "studies" / "digits.toml").write_text(LONG)
     env = {"MMSEARCH_STORAGE": storage_url}
-    launcher = start("launch", "--trials", 6, "--workers", 2, env=env)
+    launcher = start("launch", "--trials", 14, "--workers", 2, env=env)  # enough of them to be there in time
     config = load_config(workspace / "studies" / "digits.toml", {"study.storage": storage_url})
     deadline = time.monotonic() + 120
     while not has_running(config):
@@ -342,7 +344,7 @@ def test_a_search_that_runs_takes_it_next(mmsearch: Run, start: Start, workspace
     _, said = launcher.communicate(timeout=240)
     assert launcher.returncode == 0, said
     rows = list(csv.DictReader(io.StringIO(mmsearch("export", env=env).stdout)))
-    assert [row["state"] in ("COMPLETE", "PRUNED") for row in rows] == [True] * 6
+    assert [row["state"] in ("COMPLETE", "PRUNED") for row in rows] == [True] * 14
     assert rows[number]["optimizer.lr"] == "0.00765"
 
 
