@@ -362,7 +362,11 @@ def test_a_space_without_anything_to_vary(make: Make) -> None:
         ('sampler = "gp"', 20, [("models the 4 of 9 parameters",)]),
         ('sampler = "gp"', 501, [("models the 4 of 9 parameters",), ("beyond 500 trials; tpe",)]),
         ("startup_trials = 20", 20, [("tpe proposes at random until 20 trials", "startup_trials", "has 20")]),
-        ('sampler = "nsga2"\npopulation = 30', 9, [("nsga2 proposes at random until 30", "population", "has 9")]),
+        (
+            'sampler = "nsga2"\npopulation = 30',
+            9,
+            [("nsga2 proposes at random until 30", "population", "has 9"), ("learns from complete", 'pruner = "none"')],
+        ),
         ("startup_trials = 20", 1, []),  # the defaults: nothing is proposed
         ('sampler = "random"\nstartup_trials = 50', 20, []),
     ],

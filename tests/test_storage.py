@@ -304,6 +304,20 @@ def test_a_storage_out_of_reach_is_one_sentence_without_the_password(url: str, e
     assert "\n" not in str(raised.value)
 
 
+def test_who_only_reads_does_not_write_into_tables_that_another_is_making(storage_url: str) -> None:
+    engine = sa.create_engine(normal(storage_url))
+    models.BaseModel.metadata.create_all(engine)  # as far as a launcher came
+    with pytest.raises(StorageError, match="there is no study yet"):
+        open_storage(normal(storage_url))
+    tables = sa.inspect(engine)
+    assert not tables.has_table("alembic_version")
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(models.VersionInfoModel)).first() is None
+    engine.dispose()
+    open_storage(normal(storage_url), create=True).engine.dispose()  # it goes on as if nobody had looked
+    open_storage(normal(storage_url)).engine.dispose()
+
+
 def test_hide_password() -> None:
     assert hide_password("postgresql+psycopg://u:secret@h/d") == "postgresql+psycopg://u:***@h/d"
     assert hide_password("sqlite:////a/b.db") == "sqlite:////a/b.db"

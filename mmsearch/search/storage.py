@@ -60,6 +60,8 @@ class Storage(RDBStorage):
         self.slots: int | None = None
         sqlite = url.startswith("sqlite")
         engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if sqlite else _postgresql_settings(url)
+        if not create:
+            _must_be_made(url, engine)
         try:
             super().__init__(url, engine_kwargs=engine, skip_table_creation=not create)
         except BaseException:
@@ -284,16 +286,30 @@ def open_storage(url: str, *, create: bool = False) -> Storage:
     Raises `StorageError` where it cannot be reached, holds no studies, or is of another version; and `UsageError`
     where the URL names no driver that is installed.
     """
-    if not create and (path := _sqlite_path(url)) is not None and not path.exists():
-        raise StorageError(f"{path}: there is no study yet; `mmsearch launch` makes one")
     try:
         return Storage(url, create=create)
     except (ImportError, ValueError, sa.exc.ArgumentError) as error:
         raise _url_error(url, error) from None
     except (sa.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        if not create and _has_no_tables(_cause(error)):
-            raise StorageError(f"{hide_password(url)}: there is no study yet; `mmsearch launch` makes one") from None
         raise storage_error(url, error) from None
+
+
+def _must_be_made(url: str, settings: dict[str, Any]) -> None:
+    """Raise `StorageError` where somebody has yet to make the tables, or is about to.
+
+    Optuna writes its version into a database that has none, also where it is only to read, and whoever makes the
+    tables at that moment fails.
+    """
+    path = _sqlite_path(url)
+    made = path is None or path.exists()
+    if made:
+        engine = sa.create_engine(url, poolclass=sa.NullPool, **settings)
+        with engine.connect() as connection:
+            made = sa.inspect(connection).has_table("alembic_version") and bool(
+                connection.execute(sa.text("SELECT version_num FROM alembic_version")).first()
+            )
+    if not made:
+        raise StorageError(f"{path or hide_password(url)}: there is no study yet; `mmsearch launch` makes one")
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
@@ -307,11 +323,6 @@ def database_message(error: BaseException) -> str:
     text = str(getattr(cause, "orig", None) or cause)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def _has_no_tables(error: BaseException) -> bool:
-    original = getattr(error, "orig", None)
-    return type(original).__name__ == "UndefinedTable" or "no such table" in str(original)
 
 
 def _postgresql_settings(url: str) -> dict[str, Any]:
