@@ -299,9 +299,9 @@ def data(
     skip_broken: SkipBroken = False,
 ) -> None:
     """Print what a data folder holds: layout, shapes, classes and balance, ranges, what repeats, and problems."""
-    from mmsearch.config import parse_shape
     from mmsearch.data.describe import describe
     from mmsearch.data.sources import read_dataset
+    from mmsearch.texts import parse_shape
 
     shape = None if image_shape is None else parse_shape(image_shape, "--image-shape")
     print(describe(read_dataset(path, test=0, image_shape=shape, skip_broken=skip_broken)), end="")

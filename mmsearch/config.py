@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mmsearch.checks import check_either_way, check_search
@@ -19,11 +19,13 @@ from mmsearch.errors import StudyFileError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, nearest, show
 from mmsearch.paths import DEFAULT_STUDY, MANIFEST, RESERVED_NAMES, StoragePaths, StudyPaths
 from mmsearch.spaces import Space, flatten, parse_dimension
+from mmsearch.texts import parse_gpus, parse_seconds, parse_shape
 
 Metric = Literal["macro_f1", "accuracy", "loss", "parameters", "latency_ms"]
 LEADING: tuple[Metric, ...] = ("macro_f1", "accuracy", "loss")  # those that each epoch has
 SMALLER_IS_BETTER: tuple[Metric, ...] = ("loss", "parameters", "latency_ms")
 Size = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, allow_inf_nan=False)]
 
 # What the environment may set; the first variable that is set and not empty counts.
 ENVIRONMENT: tuple[tuple[str, str], ...] = (
@@ -45,6 +47,12 @@ OPTIONS: Mapping[str, str] = {
     "--trials": "study.trials",
     "--image-shape": "data.image_shape",
     "--skip-broken": "data.skip_broken",
+    "--timeout": "search.timeout",
+    "--patience-trials": "search.patience_trials",
+    "--max-failures": "search.max_failures",
+    "--storage-timeout": "search.storage_timeout",
+    "--gpus": "search.gpus",
+    "--workers-per-gpu": "search.workers_per_gpu",
 }
 
 
@@ -119,11 +127,19 @@ class SearchSection(_Section):
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     max_epochs: Size = 10
     patience: Size = 3
+    timeout: Seconds | None = None
+    patience_trials: Size | None = None
+    epoch_timeout: Seconds = 3600.0
+    trial_timeout: Seconds | None = None
+    storage_timeout: Seconds = 120.0
+    checkpoint_every: Seconds = 10.0
     max_retries: Annotated[int, Field(ge=0)] = 1
     max_failures: Size = 10
     init: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    gpus: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    workers_per_gpu: Size = 1
 
 
 class StudyConfig(_Section):
@@ -284,7 +300,7 @@ def load_config(
         origins[key] = label
         _lay(tree, key, value, label)
 
-    for section in (study, data):  # TOML has lists only
+    for section in (study, data, tree["search"]):  # TOML has lists only
         section.update({key: tuple(node) for key, node in section.items() if isinstance(node, list)})
     try:
         raw = {key: value for key, (value, _) in given.items()}
@@ -323,15 +339,9 @@ def _lay(tree: dict[str, Any], key: str, value: object, label: str) -> None:
         value = _locate(value, Path.cwd(), name, label)
     elif isinstance(value, str) and key == "data.image_shape":
         value = parse_shape(value, label)
+    elif isinstance(value, str) and key == "search.gpus":
+        value = parse_gpus(value, label)
     tree[section][name] = value
-
-
-def parse_shape(text: str, label: str) -> tuple[int, ...]:
-    """`32x32` or `3x32x32` as numbers; raises `StudyFileError`."""
-    parts = text.lower().split("x")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) for part in parts):
-        raise StudyFileError(f'{label}: "{text}" must be HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 32x32')
-    return tuple(map(int, parts))
 
 
 def _locate(text: str, base: Path, key: str, label: str) -> str:

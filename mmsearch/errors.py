@@ -8,11 +8,14 @@ MmsearchError                 1   something failed; the message is one sentence 
 |   `-- BundleError               a retrained model that is missing, damaged or of no use here
 +-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
 +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
+|   `-- StorageLost               it was there, and has been away for longer than storage_timeout
++-- DiskFull                  1   a file cannot be written: no space, or read-only; what is written stays whole
 +-- Interrupted               130 or 143   the search was stopped by a signal, and goes on when it is run again
 +-- SearchFailed              1   workers or trials failed again and again
 +-- FetchError                1   a download failed: names the address; what came is kept unless it is wrong
 `-- TrialFailed               1   one trial's training went wrong; the search goes on
-    `-- LossNotFinite             its loss became infinite or not a number
+    +-- LossNotFinite             its loss became infinite or not a number
+    `-- OutOfMemory               the processor's or the GPU's memory is too small for it
 
 BudgetExhausted                   not an error: the study has all the trials it was asked for
 `-- GridExhausted                 each point of the grid has its trial
@@ -57,6 +60,14 @@ class StorageError(MmsearchError):
     exit_code = 4
 
 
+class StorageLost(StorageError):
+    """The storage went away and did not come back in time."""
+
+
+class DiskFull(MmsearchError):
+    """A file cannot be written, since its disk is full or read-only."""
+
+
 class Interrupted(MmsearchError):
     """The search was stopped by a signal; `exit_code` is 128 plus its number."""
 
@@ -83,6 +94,10 @@ class TrialFailed(MmsearchError):
 
 class LossNotFinite(TrialFailed):
     """The loss became infinite or not a number."""
+
+
+class OutOfMemory(TrialFailed):
+    """The model, or its batches, do not fit into memory."""
 
 
 class BudgetExhausted(Exception):

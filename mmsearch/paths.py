@@ -64,6 +64,10 @@ class StudyPaths:
         """One trial's epochs, a JSON object a line, appended as they end."""
         return self.trial(number) / "metrics.jsonl"
 
+    def checkpoint(self, number: int) -> Path:
+        """Where a trial's training stands, while it runs or waits; by the number of its first attempt."""
+        return self.trial(number) / "checkpoint.pt"
+
     @property
     def retrained(self) -> Path:
         """One folder a retrained model, and the link `best` to the latest."""

@@ -32,7 +32,7 @@ FLOORS = (
     ("training",),
     ("models",),
     ("data",),
-    ("config", "checks", "constraints", "spaces", "hyperparameters", "paths"),
+    ("config", "checks", "constraints", "spaces", "hyperparameters", "paths", "texts"),
     ("errors",),
 )
 FLOOR = {name: -height for height, names in enumerate(FLOORS) for name in names}

@@ -280,6 +280,7 @@ DIGITS = (ROOT / "studies" / "digits.toml").read_text()
 # Keys that have no default of their own: what stands behind the # is an example.
 EXAMPLES = {"study.storage", "study.constraints", "data.rows", "data.image_shape", "data.audio_shape"}
 EXAMPLES |= {"data.sample_rate", "data.audio_seconds", "search.pruner_lower", "search.pruner_upper", "search.init"}
+EXAMPLES |= {"search.timeout", "search.patience_trials", "search.trial_timeout", "search.gpus"}
 SECTIONS = re.findall(r"^\[(study|data|search)\]\n(.*?)(?=^# What is|^\[)", DIGITS, re.M | re.S)
 KEYS = [
     (section, key, bool(hash_sign))
@@ -329,3 +330,24 @@ def test_who_only_reads_a_study_does_not_need_what_applies_to_its_data(write: Wr
     with pytest.raises(StudyFileError, match="does not apply"):
         load_config(path)
     assert load_config(path, reading=True).study.trials == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5", 1.5), ("30m", 1800), ("8h", 28800), ("1d12h30m", 131400)]
+)
+def test_a_time_may_be_written_with_its_unit(write: Write, text: str, seconds: float) -> None:
+    assert load_config(write(f'[search]\ntimeout = "{text}"')).search.timeout == seconds
+    assert load_config(write(""), {"search.timeout": text}).search.timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "8 h", "-5", "h", "5x", "0"])
+def test_a_time_that_cannot_be_read(write: Write, text: str) -> None:
+    with pytest.raises(StudyFileError, match=r"\[search\] trial_timeout = .* must be|greater than 0"):
+        load_config(write(f'[search]\ntrial_timeout = "{text}"'))
+
+
+def test_gpus_on_the_command_line(write: Write) -> None:
+    assert load_config(write(""), {"search.gpus": "0, 2"}).search.gpus == (0, 2)
+    assert load_config(write("[search]\ngpus = [1]")).search.gpus == (1,)
+    with pytest.raises(StudyFileError, match='"first" must be numbers of GPUs, such as 0,1'):
+        load_config(write(""), {"search.gpus": "first"})

@@ -16,7 +16,10 @@ from mmsearch.spaces import Choices, Range
 FREE = {
     "study": {"name", "trials", "folder", "storage"},
     "data": {"source", "image_shape", "audio_shape"},
-    "search": {"max_retries", "max_failures", "device", "init"},
+    "search": {
+        *("timeout", "patience_trials", "epoch_timeout", "trial_timeout", "storage_timeout", "checkpoint_every"),
+        *("max_retries", "max_failures", "device", "gpus", "workers_per_gpu", "init"),
+    },
 }
 DEFAULTS = {
     f"{name}.{key}": list(field.default) if isinstance(field.default, tuple) else field.default
