@@ -7,16 +7,28 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mmsearch.console import Downloads, Epochs, print_retrained, print_status, print_summary, progress_of, say
-from mmsearch.errors import Interrupted, MmsearchError, UsageError
+from mmsearch import cli_search
+from mmsearch.console import Downloads, Epochs, print_retrained, say
+from mmsearch.errors import MmsearchError, UsageError
+from mmsearch.options import (
+    READING,
+    Data,
+    Device,
+    ImageShape,
+    Out,
+    Seed,
+    SkipBroken,
+    StorageUrl,
+    Study,
+    StudyName,
+    StudyOption,
+    config_of,
+)
 from mmsearch.paths import DEFAULT_STUDY, shipped_studies, write_text
-
-if TYPE_CHECKING:
-    from mmsearch.config import StudyConfig
 
 app = typer.Typer(
     help="Search hyperparameters for classifiers that see and hear. Begin with `mmsearch init`, then launch.",
@@ -25,30 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Study = Annotated[Path, typer.Argument(help="The study file.", show_default=str(DEFAULT_STUDY))]
-StudyOption = Annotated[Path, typer.Option("--study", help="The study file.")]
-Data = Annotated[str | None, typer.Option(help="A data folder, or the word demo; overrides the study file.")]
-StorageUrl = Annotated[
-    str | None,
-    typer.Option(help="Database URL; overrides the study file. With a password, set MMSEARCH_STORAGE instead."),
-]
-StudyName = Annotated[str | None, typer.Option(help="Name of the study in the storage; overrides the study file.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of splits, samplers and training; overrides the study file.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; overrides the study file.")]
-SkipBroken = Annotated[
-    bool, typer.Option("--skip-broken", help="Leave out rows of a manifest whose files are missing, broken or silent.")
-]
-ImageShape = Annotated[
-    str | None,
-    typer.Option(metavar="HxW", help="Resize image files to it, such as 32x32 or 3x32x32; overrides the study file."),
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of to standard output.")]
-
-
-# The options of commands that only read a study, and of those that need its data too.
-READING = ("--storage", "--study-name")
-RETRAINING = (*READING, "--data", "--seed", "--device", "--image-shape", "--skip-broken")
 
 
 class Format(StrEnum):
@@ -65,14 +53,6 @@ class Order(StrEnum):
 
     NUMBER = "number"
     BEST = "best"
-
-
-def _config(study: Path, *, reading: bool = False, **options: Any) -> StudyConfig:
-    """The study that a command is about: its file, and what the command line lays over it."""
-    from mmsearch.config import OPTIONS, load_config
-
-    keys = {OPTIONS[f"--{name.replace('_', '-')}"]: value for name, value in options.items()}
-    return load_config(study, keys, reading=reading)
 
 
 @app.command()
@@ -92,119 +72,10 @@ def init(
     say(f"next: {go}")
 
 
-@app.command()
-def launch(
-    study: Study = DEFAULT_STUDY,
-    trials: Annotated[
-        int | None,
-        typer.Option("--trials", "--n-trials", help="The study's total of complete and pruned trials, over all runs."),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            "--n-jobs",
-            min=1,
-            help="Worker processes, which share the cores; one a core, at most 8, by default.",
-        ),
-    ] = None,
-    data: Data = None,
-    storage: StorageUrl = None,
-    study_name: StudyName = None,
-    seed: Seed = None,
-    device: Device = None,
-    image_shape: ImageShape = None,
-    skip_broken: SkipBroken = False,
-) -> None:
-    """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
-    config = _config(
-        study,
-        data=data,
-        storage=storage,
-        study_name=study_name,
-        seed=seed,
-        device=device,
-        trials=trials,
-        image_shape=image_shape,
-        skip_broken=skip_broken or None,
-    )
-    from mmsearch.search.launcher import launch as run
-
-    progress = progress_of(config)
-    try:
-        summary = run(config, workers=workers, progress=progress)
-    except Interrupted as error:
-        again = config.command("launch") + (f" --workers {workers}" if workers else "")
-        raise Interrupted(error.signum, again) from None
-    finally:
-        progress.close()
-    print_summary(config, summary)
-    say("next:")
-    say(f"  {config.command('dashboard', READING)}")
-    say(f"  {config.command('retrain-best', RETRAINING)}")
-    say(f"  {config.command('export', READING)}")
-
-
-@app.command()
-def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
-    """Print how a search stands, from any terminal, while it runs or after."""
-    config = _config(study, reading=True, storage=storage, study_name=study_name)
-    from mmsearch.search.study import open_study
-
-    with open_study(config) as opened:
-        print_status(opened)
-
-
-@app.command()
-def enqueue(
-    values: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values as in the study file, such as optimizer.lr=5e-4."),
-    ] = None,
-    study: StudyOption = DEFAULT_STUDY,
-    like: Annotated[
-        str | None, typer.Option(help="What is not given is as in this trial: a number, or the word best.")
-    ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Queue it even if a trial has it already.")] = False,
-    data: Data = None,
-    storage: StorageUrl = None,
-    study_name: StudyName = None,
-) -> None:
-    """Queue one configuration, the defaults but for what is given; a search that runs takes it next."""
-    config = _config(study, data=data, storage=storage, study_name=study_name)
-    from mmsearch.hyperparameters import show
-    from mmsearch.search.enqueue import enqueue as run
-    from mmsearch.search.enqueue import parse_assignments
-
-    queued = run(config, parse_assignments(values or ()), like=like, again=again)
-    print(queued.number)
-    words = ", ".join(f"{name} = {show(value)}" for name, value in queued.changed.items())
-    say(f"trial {queued.number} waits with {f'{words}; the rest is as by default' if words else 'the defaults'}")
-    if queued.needs is not None:
-        raised = f"{config.command('launch')} --trials {queued.needs}"
-        say(f"the study has all its trials, and this one runs when there are more: {raised}")
-
-
-@app.command()
-def dashboard(
-    study: Study = DEFAULT_STUDY,
-    storage: StorageUrl = None,
-    study_name: StudyName = None,
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on; another than this machine's own needs MMSEARCH_DASHBOARD_PASSWORD."),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
-) -> None:
-    """Browse the study in optuna-dashboard until Ctrl-C."""
-    import os
-
-    config = _config(study, reading=True, storage=storage, study_name=study_name)
-    from mmsearch.search.dashboard import PASSWORD_VARIABLE, serve
-
-    serve(
-        config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: say(f"dashboard at {url} (Ctrl-C ends it)")
-    )
+for command in (cli_search.launch, cli_search.worker, cli_search.status, cli_search.stop):
+    app.command()(command)
+app.command()(cli_search.enqueue)
+app.command()(cli_search.dashboard)
 
 
 @app.command(name="retrain-best")
@@ -229,7 +100,7 @@ def retrain_best(
     """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
     if trial is not None and pick is not None:
         raise UsageError("--trial and --pick exclude each other")
-    config = _config(
+    config = config_of(
         study,
         data=data,
         storage=storage,
@@ -283,7 +154,7 @@ def export(
 ) -> None:
     """Print the trial table: number, state, value, duration, epochs and every parameter."""
     _must_be_writable(out)
-    config = _config(study, reading=True, storage=storage, study_name=study_name)
+    config = config_of(study, reading=True, storage=storage, study_name=study_name)
     from mmsearch.results.tables import render_table, trial_rows
     from mmsearch.search.study import open_study
 
@@ -319,12 +190,75 @@ def fetch(
     try:
         with Downloads() as show:
             paths = fetch_record(record_url(source, api), folder, on_progress=show.progress, on_event=say)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, cli_search.Terminated):
         say(f"what came is kept; go on with: {shlex.join(['mmsearch', *sys.argv[1:]])}")
         raise
     for path in paths:
         print(path)
     say(f"next: mmsearch data {shlex.quote(str(folder))}")
+
+
+@app.command()
+def replay(
+    number: Annotated[int, typer.Argument(metavar="N", min=0, help="The trial's number.")],
+    study: StudyOption = DEFAULT_STUDY,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="The greatest difference of a number that counts as none; 0 is exact.")
+    ] = 0.0,
+    data: Data = None,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+    device: Device = None,
+) -> None:
+    """Train a trial again and say whether its numbers are the same, and what has changed since; exit 1: they differ."""
+    config = config_of(study, data=data, storage=storage, study_name=study_name, device=device)
+    from mmsearch.results.replay import replay as run
+    from mmsearch.results.verdict import render
+    from mmsearch.search.progress import plural
+
+    with Epochs() as show:
+        replayed = run(
+            config,
+            number,
+            tolerance=tolerance,
+            on_plan=lambda trial, epochs: show.begin(f"trial {trial.number} again: {plural(epochs, 'epoch')}", epochs),
+            on_note=say,
+            on_epoch=lambda fold, result: show.epoch(result),
+        )
+    print(render(replayed), end="")
+    if not replayed.same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    study: Study = DEFAULT_STUDY,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it without asking.")] = False,
+) -> None:
+    """Show what a study left and nobody needs any more, and remove it once that is confirmed."""
+    config = config_of(study, reading=True, storage=storage, study_name=study_name)
+    from mmsearch.search.clean import describe, find_leftovers, remove, size_in_words
+    from mmsearch.search.study import open_study
+
+    with open_study(config) as opened:
+        found = find_leftovers(opened)
+    for doubt in found.doubts:
+        say(doubt)
+    if not found.leftovers:
+        say("there is nothing to remove")
+        return
+    print(describe(found), end="", flush=True)
+    if not yes and not sys.stdin.isatty():
+        say(f"nothing was removed; this does it: {config.command('clean', READING)} --yes")
+        return
+    if not yes and not typer.confirm("remove it?", err=True):
+        say("nothing was removed")
+        return
+    count, freed = remove(found.leftovers)
+    kept = len(found.leftovers) - count
+    say(f"freed {size_in_words(freed)}" + (f"; {kept} changed meanwhile and stayed" if kept else ""))
 
 
 @app.callback(invoke_without_command=True)
@@ -347,21 +281,28 @@ def main() -> None:
     except MmsearchError as error:
         print(f"mmsearch: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, cli_search.Terminated) as stopped:
         print("mmsearch: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(130 if isinstance(stopped, KeyboardInterrupt) else 143) from None
+    except OSError as error:
+        from mmsearch.search.worker import disk_full
+
+        full = disk_full(error)
+        if full is None:
+            raise
+        print(f"mmsearch: {full}", file=sys.stderr)
+        raise SystemExit(full.exit_code) from None
     except Exception as error:
         if not {cls.__name__ for cls in type(error).__mro__} & {"SQLAlchemyError", "StorageInternalError"}:
             raise
-        from mmsearch.search.storage import database_message
+        from mmsearch.search.outage import database_message
 
         print(f"mmsearch: the storage failed: {database_message(error)}", file=sys.stderr)
         raise SystemExit(4) from None
 
 
 def _stop(signum: int, frame: object) -> None:
-    print("mmsearch: stopped", file=sys.stderr)
-    raise SystemExit(128 + signum)
+    raise cli_search.Terminated
 
 
 def _must_be_writable(out: Path | None) -> None:

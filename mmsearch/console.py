@@ -26,38 +26,43 @@ def say(text: str) -> None:
 
 
 class Epochs:
-    """Epochs of a retraining: a bar in a terminal, lines elsewhere."""
+    """Epochs of a retraining or a replay: a bar in a terminal, lines elsewhere."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
-        self._epochs = 0
+        self._epochs = self._done = 0
 
     def __enter__(self) -> Epochs:
         return self
 
     def plan(self, plan: Plan) -> None:
-        """Before the first epoch."""
+        """Before the first epoch of a retraining."""
         from mmsearch.search.progress import plural
 
-        self._epochs = plan.epochs
         epochs = plural(plan.epochs, "epoch")
-        say(f"retraining trial {plan.trial.number} on training and validation rows for {epochs}")
+        self.begin(f"retraining trial {plan.trial.number} on training and validation rows for {epochs}", plan.epochs)
+
+    def begin(self, text: str, epochs: int) -> None:
+        """Before the first of so many epochs."""
+        self._epochs = epochs
+        say(text)
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress
 
             self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("training", total=plan.epochs)
+            self._task = self._bar.add_task("training", total=epochs)
             self._bar.start()
 
     def epoch(self, result: EpochResult) -> None:
-        """After each epoch."""
+        """After each epoch, of whichever fold."""
+        self._done += 1
         if self._bar is not None:
-            self._bar.update(self._task, completed=result.epoch)
+            self._bar.update(self._task, completed=self._done)
         else:
             scores = f"loss {result.train.loss:.4f}, macro F1 {result.train.macro_f1:.4f} in training"
-            say(f"epoch {result.epoch}/{self._epochs}: {scores}, {result.seconds:.1f} s")
+            say(f"epoch {self._done}/{self._epochs}: {scores}, {result.seconds:.1f} s")
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
@@ -115,6 +120,7 @@ def print_summary(config: StudyConfig, summary: Summary) -> None:
         print(f"time      {duration(summary.seconds)}, {rate:.0f} trials an hour in this run")
     else:
         print("time      nothing was left to do")
+    print(f"ended     {summary.ended}")
     assert summary.best is not None
     _print_best(config.study.metrics, summary.best, summary.front, summary.defaults, summary.gain)
 
@@ -122,7 +128,6 @@ def print_summary(config: StudyConfig, summary: Summary) -> None:
 def print_status(opened: OpenStudy) -> None:
     """How a search stands."""
     from mmsearch.config import hide_password
-    from mmsearch.search.storage import OWNER
     from mmsearch.search.study import count
 
     config, trials = opened.config, opened.trials()
@@ -136,19 +141,32 @@ def print_status(opened: OpenStudy) -> None:
         print(f"best      {opened.why_none(trials)}")
     else:
         _print_best(opened.metrics, best, opened.front(trials), opened.defaults(trials), opened.gain(trials))
-    for trial in trials:
-        if trial.state.name == "RUNNING":
-            owner = trial.system_attrs.get(OWNER, {})
-            where = f"process {owner.get('pid')} on {owner.get('host')}"
-            print(f"running   trial {trial.number}, {_reached(opened, trial)}{where}")
+    _print_workers(opened)
 
 
-def _reached(opened: OpenStudy, trial: FrozenTrial) -> str:
+def _print_workers(opened: OpenStudy) -> None:
+    """Who is on which trial, by host; whoever is between two trials is not known to the study."""
+    from mmsearch.search.progress import duration, plural
+    from mmsearch.search.study import SILENT_AFTER_S
+
+    running = sorted(opened.running(), key=lambda held: (held.owner.get("host", ""), held.number))
+    if not running:
+        print("workers   none has a trial")
+        return
+    silent = sum(held.silent > SILENT_AFTER_S for held in running)
+    but = f", {silent} of them silent for more than {duration(SILENT_AFTER_S)}" if silent else ""
+    print(f"workers   {len(running)} on {plural(len({held.owner.get('host') for held in running}), 'machine')}{but}")
+    for held in running:
+        who = (
+            f"{held.owner['worker']}, process {held.owner['pid']} on {held.owner['host']}" if held.owner else "unknown"
+        )
+        step = "" if held.step is None else f", {_reached(opened, held.step)}"
+        print(f"worker    {who}: trial {held.number}{step}, last beat {duration(held.silent)} ago")
+
+
+def _reached(opened: OpenStudy, step: int) -> str:
     """How far a running trial is, as far as the study knows."""
-    if len(opened.metrics) > 1:  # of several nothing is reported
-        return ""
-    step = max(trial.intermediate_values, default=0)
-    return f"{step} of {opened.config.folds} folds done, " if opened.config.folds > 1 else f"epoch {step}, "
+    return f"{step} of {opened.config.folds} folds done" if opened.config.folds > 1 else f"epoch {step}"
 
 
 def _print_best(

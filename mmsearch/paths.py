@@ -11,7 +11,8 @@ from pathlib import Path
 
 MANIFEST = "manifest.csv"  # of a data folder that holds image and audio files
 DEFAULT_STUDY = Path("studies/digits.toml")
-RESERVED_NAMES = ("studies.db", "artifacts", "cache")  # of a storage folder, beside a folder a study
+# Of a storage folder, beside a folder a study: the embedded database, what SQLite keeps beside it, what studies share.
+RESERVED_NAMES = (*(f"studies.db{part}" for part in ("", "-wal", "-shm", "-journal")), "artifacts", "cache")
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,18 @@ class BundlePaths:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not."""
+    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not.
+
+    Raises `OSError`, which names a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it has no space for
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -42,6 +42,7 @@ startup_trials = 3
 """
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -34,7 +34,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("worker", "dashboard", "retrain", "export")
+OURS = ("search", "worker", "dashboard", "retrain", "export")
 
 # Characters that would have to be escaped in a URL, as passwords have them.
 PASSWORDS = {"POSTGRES_PASSWORD": "p@ss/w:rd #1%", "MMSEARCH_DASHBOARD_PASSWORD": "d@sh:board"}
@@ -118,7 +118,7 @@ def test_no_password_is_written_down_or_on_a_command_line() -> None:
 def test_what_belongs_together_agrees() -> None:
     assert set(SERVICES) == {"database", *OURS}
     database = SERVICES["database"]
-    url = make_url(SERVICES["worker"]["environment"]["MMSEARCH_STORAGE"])
+    url = make_url(SERVICES["search"]["environment"]["MMSEARCH_STORAGE"])
     assert (url.host, url.username, url.database) == (
         "database",
         database["environment"]["POSTGRES_USER"],
@@ -153,25 +153,29 @@ def test_each_service_s_command_does_its_work(role: str, workspace: Path, mmsear
     spoken: list[str] = []
 
     # A wrong password, or no study yet: exit 4, with which Docker starts the service again.
-    said = mmsearch(*command("worker"), env={**env("worker"), "PGPASSWORD": "wrong"}, code=4).stderr
+    said = mmsearch(*command("search"), env={**env("search"), "PGPASSWORD": "wrong"}, code=4).stderr
     assert "password authentication failed" in said
     early = mmsearch(*command("dashboard"), env=env("dashboard"), code=4).stderr
     assert "there is no study yet" in early
     spoken += [said, early]
 
-    # `up --scale worker=2`: two launchers race for the empty database, each with a core, as `cpus: 1` gives it.
-    assert interpolate(SERVICES["worker"]["cpus"], {}) == "1"
+    # `up`: a worker that is there first waits. Each has a core, as `cpus: 1` gives it.
+    assert interpolate(SERVICES["search"]["cpus"], {}) == interpolate(SERVICES["worker"]["cpus"], {}) == "1"
     usable = os.sched_getaffinity(0)
-    workers = []
+    started = []
     try:
-        for core in (*usable, *usable)[:2]:
+        for service, core in zip(("worker", "search"), (*usable, *usable), strict=False):
             os.sched_setaffinity(0, {core})
-            workers.append(start(*command("worker"), env=env("worker")))
+            started.append(start(*command(service), env=env(service)))
+            if service == "worker":
+                assert started[0].stderr is not None
+                spoken.append(started[0].stderr.readline())
+                assert "waiting 10 min at most: " in spoken[-1]
     finally:
         os.sched_setaffinity(0, usable)
-    for worker in workers:
-        out, said = worker.communicate(timeout=300)
-        assert worker.returncode == 0, said
+    for process in started:
+        out, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
         assert "Traceback" not in said
         assert "1 worker of 1 thread on 1 core" in said
         assert out.startswith("trials    6 of 6 (")
@@ -191,9 +195,9 @@ def test_each_service_s_command_does_its_work(role: str, workspace: Path, mmsear
         epochs = (study / "trials" / row["number"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in epochs] == list(range(1, int(row["epochs"]) + 1))
 
-    # Another worker finds nothing left to do.
-    again = mmsearch(*command("worker"), env=env("worker")).stdout
-    assert "nothing was left to do" in again
+    # Whoever comes later finds nothing left to do.
+    for service in ("search", "worker"):
+        assert "nothing was left to do" in mmsearch(*command(service), env=env(service)).stdout
     assert mmsearch(*command("export"), env=env("export")).stdout == table
 
     # The same command but for the port, which may be taken here.

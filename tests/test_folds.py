@@ -28,8 +28,9 @@ from mmsearch.data.dataset import Dataset, Pixels, Split
 from mmsearch.data.sources import load_dataset, read_dataset
 from mmsearch.data.splits import holdout, k_folds, keep_back, validation_splits
 from mmsearch.errors import DataError, StorageError
+from mmsearch.search.folds import KEPT_FEATURES, Preparation, Prepared, trial_seed
 from mmsearch.search.launcher import launch
-from mmsearch.search.objective import KEPT_FEATURES, Objective, Prepared, Stopped, trial_seed
+from mmsearch.search.objective import Objective, Stopped
 from mmsearch.search.progress import Snapshot, WorkerView, render
 from mmsearch.search.study import Counts, create_study, open_study
 from mmsearch.training.fit import EpochResult
@@ -187,7 +188,7 @@ def test_a_trial_trains_a_model_a_fold(configured: Callable[..., StudyConfig]) -
 
 def test_folds_have_statistics_of_their_own(configured: Callable[..., StudyConfig]) -> None:
     config = configured(FOLDS)
-    made = objective(config)
+    made = Preparation(config, load_dataset(config))
     prepared = made.prepared(config.configurations[0])
     means = [fold.statistics.mean_image for fold in prepared.folds]
     for fold, mean in zip(prepared.folds, means, strict=True):
@@ -206,7 +207,7 @@ def test_the_last_few_settings_of_the_features_stay_at_hand(
         f'[data]\nsource = "{folder}"\nsample_rate = 8000\nvalidation = "kfold"\nfolds = 2\n[space]\n'
         '"features.log_mel.bands" = { low = 8, high = 16 }\n"optimizer.lr" = [1e-3, 1e-2]\n'
     )
-    made = objective(config)
+    made = Preparation(config, load_dataset(config))
 
     def prepared(bands: int, lr: float = 1e-3) -> Prepared:
         wanted = {"features.log_mel.bands": bands, "optimizer.lr": lr}

@@ -444,7 +444,7 @@ def test_weights_are_loaded_for_every_fold_and_told_once(
         loaded.append(model)
         return Transfer(folder, (), {}, {})
 
-    monkeypatch.setattr("mmsearch.search.objective.load_weights", load)
+    monkeypatch.setattr("mmsearch.search.folds.load_weights", load)
     text = SMALL.replace("[data]", '[data]\nvalidation = "kfold"\nfolds = 2').replace(
         "[search]", '[search]\ninit = "x"'
     )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import secrets
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,13 +26,14 @@ from mmsearch.models.factory import build_model
 from mmsearch.paths import BundlePaths, write_text
 from mmsearch.results.bundle import Bundle
 from mmsearch.results.predict import known_labels, predictions_csv, submission_csv
-from mmsearch.search.objective import trial_seed
+from mmsearch.search.folds import trial_seed
 from mmsearch.search.space import restore
 from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.search.values import METRICS, VIOLATED
 from mmsearch.training.device import choose_device
 from mmsearch.training.fit import EpochResult, fit, seed_everything
 from mmsearch.training.metrics import accuracy, macro_f1
+from mmsearch.training.provenance import hardware, versions
 from mmsearch.training.transfer import load_weights
 
 if TYPE_CHECKING:
@@ -227,11 +226,8 @@ def _describe(opened: OpenStudy, plan: Plan, dataset: Dataset, scorer: _Scorer, 
             "test_rows": len(test) if test is not None else 0,
             "held_back_rows": len(dataset.held_back) if dataset.held_back is not None else 0,
         },
-        "hardware": {"device": _device_name(device), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("mmsearch", "torch", "optuna", "numpy", "scikit-learn")},
-        },
+        "hardware": hardware(device),
+        "versions": versions(),
     }
 
 
@@ -250,22 +246,6 @@ def _score(scorer: _Scorer, split: Split) -> dict[str, Any]:
         },
         "confusion_matrix": matrix.tolist(),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _move_in(building: Path, parent: Path, name: str) -> Path:

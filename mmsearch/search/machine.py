@@ -1,4 +1,4 @@
-"""This machine and its processes: how many cores may be used, who owns a trial, and whether the owner still runs."""
+"""This machine and its processes: its cores and GPUs, who owns a trial, whether the owner runs, what killed it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+# What the driver of a GPU leaves on a machine: NVIDIA's on Linux, under Windows' Linux, and AMD's.
+GPU_TRACES = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def cores() -> int:
@@ -23,6 +28,38 @@ def cores() -> int:
         if limit[0] > 0:
             found = min(found, max(1, limit[0] // limit[1]))
     return found
+
+
+def gpus() -> int:
+    """How many GPUs torch can use; it is not imported, which takes seconds, where the machine shows no trace of one."""
+    if not any(Path(trace).exists() for trace in GPU_TRACES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def oom_kills(own: Path = OWN_CGROUPS, mounted: Path = CGROUPS) -> int:
+    """How many processes the kernel has killed in this process's control group for want of memory; 0 where unknown.
+
+    `own` names the control groups of versions 1 and 2 that this process is in. In a container they may be named as
+    the host sees them, while the container's own are mounted at the root.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            number, _, rest = line.partition(":")
+            controllers, _, path = rest.partition(":")
+            if "memory" in controllers.split(","):
+                found.append(mounted / "memory" / path.lstrip("/") / "memory.oom_control")
+            elif number == "0":
+                found.append(mounted / path.lstrip("/") / "memory.events")
+    for counters in (*found, mounted / "memory" / "memory.oom_control", mounted / "memory.events"):
+        with contextlib.suppress(OSError, ValueError):
+            fields = dict(line.split(maxsplit=1) for line in counters.read_text(encoding="ascii").splitlines())
+            if "oom_kill" in fields:
+                return int(fields["oom_kill"])
+    return 0
 
 
 def this_process(worker: str) -> dict[str, Any]:

@@ -10,31 +10,30 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, median_high
-from typing import TextIO
+from statistics import median_high
+from typing import Any, TextIO
 
-import numpy as np
 import optuna
 import torch
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from mmsearch.config import StudyConfig
-from mmsearch.data.dataset import Dataset, Shapes, Split, Statistics, statistics
-from mmsearch.data.features import feature_shapes, with_features
-from mmsearch.data.splits import validation_splits
-from mmsearch.hyperparameters import Hyperparameters
-from mmsearch.models.factory import MultimodalClassifier, build_model
+from mmsearch.data.dataset import Dataset
+from mmsearch.errors import StorageError
 from mmsearch.paths import write_text
+from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.space import suggest
 from mmsearch.search.storage import BASELINE
 from mmsearch.search.values import METRICS, VIOLATED, in_words
-from mmsearch.training.fit import EpochResult, fit, seed_everything
+from mmsearch.training.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from mmsearch.training.device import memory_told
+from mmsearch.training.fit import EpochResult
 from mmsearch.training.latency import latency_ms
-from mmsearch.training.transfer import load_weights
+from mmsearch.training.provenance import code_digest, hardware, versions
 
-KEPT_FEATURES = 4  # settings of the audio features whose rows and statistics stay at hand
 # A Gaussian process and NSGA-II learn from complete trials only: after trials that were not trained, what they propose
 # is as large again, while TPE keeps to the constraint in 13 to 16 of 20.
 TRAINS_ALL = ("gp", "nsga2")
@@ -49,20 +48,25 @@ class Infeasible(optuna.TrialPruned):
 
 
 @dataclass(frozen=True)
-class Fold:
-    """The rows that one model trains on and is validated on, and the statistics of the first."""
+class _Attempt:
+    """One attempt at a trial: the trial, the number of its first attempt, what it depends on, and when it began."""
 
-    train: Split
-    valid: Split
-    statistics: Statistics
+    trial: optuna.Trial
+    first: int
+    run: dict[str, Any]
+    prunable: bool
+    began: str
+    training: TrialTraining
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """The data as a configuration's audio features make it: one fold, or several with k-fold validation."""
-
-    shapes: Shapes
-    folds: tuple[Fold, ...]
+    @property
+    def belongs(self) -> dict[str, Any]:
+        """Whose checkpoint this attempt may go on from: one that says the same."""
+        return {
+            "parameters": dict(self.training.hyperparameters.items()),
+            **{key: self.run[key] for key in ("seed", "data", "code")},
+            "torch": self.run["versions"]["torch"],
+            "kind of device": self.training.device.type,
+        }
 
 
 class Objective:
@@ -70,8 +74,12 @@ class Objective:
 
     The leading metric chooses the best epoch on the validation rows; the others have their values there. With k-fold
     validation a trial trains a model a fold, and its values are the means. `on_epoch(trial number, fold, result,
-    leading value)` is told each epoch, `on_note(text)` what of the weights to begin with did not fit, once;
-    `should_stop()` is asked after each epoch. Raises `optuna.TrialPruned`, `Stopped`, or `TrialFailed` with the reason.
+    leading value)` is told each epoch, `on_note(text)` what of the weights to begin with did not fit, once, and what
+    becomes of checkpoints; `should_stop()` is asked after each epoch. Raises `optuna.TrialPruned`, `Stopped`,
+    `StorageLost`, or `TrialFailed` with the reason.
+
+    A trial whose checkpoint is there, its own or that of an attempt before it, goes on from it. One is written every
+    `checkpoint_every` seconds, and before `Stopped` is raised; `save` and `forget` are for whoever settles the trial.
     """
 
     def __init__(
@@ -86,109 +94,140 @@ class Objective:
     ) -> None:
         self.config, self.dataset, self.device = config, dataset, device
         self.on_epoch, self.on_note, self.should_stop = on_epoch, on_note, should_stop
-        self._rows = validation_splits(dataset, config)
-        self._prepared: dict[tuple[object, ...], Prepared] = {}
+        self.preparation = Preparation(config, dataset)
+        self._attempt: _Attempt | None = None
         self._noted = False
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
         """Train one trial."""
+        self._attempt = None
+        path = self.config.paths.epochs(trial.number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with memory_told(self.device), _open_log(path) as log:
+                attempt = self._attempt = self._begin(trial)
+                self._check_size(trial, attempt.training.parameters)
+                self._go_on(attempt, log)
+                self._train(attempt, log)
+                values = self._values(attempt.training)
+        except (Stopped, KeyboardInterrupt, StorageError, StorageInternalError, UpdateFinishedTrialError, OSError):
+            raise  # it is trained on, here or elsewhere
+        except Exception:
+            if self._attempt is not None:
+                self._record(self._attempt)
+            raise
+        self._record(attempt)
+        self._settle(trial, values)
+        return [values[metric] for metric in self.config.study.metrics]
+
+    def save(self) -> None:
+        """Write the checkpoint of the trial that was trained last, where an epoch of it is over; raises `OSError`.
+
+        To be called between epochs.
+        """
+        attempt = self._attempt
+        if attempt is not None and attempt.training.results[0]:
+            state = {"belongs": attempt.belongs, "training": attempt.training.state_dict()}
+            save_checkpoint(self.config.paths.checkpoint(attempt.first), state)
+
+    def forget(self) -> None:
+        """Delete the checkpoint of the trial that was trained last, which has ended; raises `OSError`."""
+        if self._attempt is not None:
+            self.config.paths.checkpoint(self._attempt.first).unlink(missing_ok=True)
+        self._attempt = None
+
+    def _begin(self, trial: optuna.Trial) -> _Attempt:
+        """What a trial trains, and from what; kept with the trial, so that it can be told why a replay differs."""
         config = self.config
         hyperparameters = suggest(config.dimensions, trial)
         attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
         first = attrs.get("failed_trial", trial.number)
-        run = {"seed": trial_seed(config, first), "threads": torch.get_num_threads(), "device": str(self.device)}
+        run = {
+            "seed": trial_seed(config, first),
+            "threads": torch.get_num_threads(),
+            "device": str(self.device),
+            "hardware": hardware(self.device)["device"],
+            "data": self.dataset.fingerprint,
+            "code": code_digest(),
+            "versions": versions(),
+        }
         trial.set_user_attr("run", run)
-        prunable = not attrs.get(BASELINE)
-        epochs: list[list[EpochResult]] = []
-        path = config.paths.epochs(trial.number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with path.open("a", encoding="utf-8") as log:  # a trial that was handed back adds to what is there
-                values = self._train(trial, hyperparameters, first, prunable, epochs, log)
-        except (Stopped, KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError):
-            raise  # it is trained again from its beginning, here or elsewhere
-        except Exception:
-            self._record(trial, epochs)
-            raise
-        self._record(trial, epochs)
-        self._settle(trial, values)
-        return [values[metric] for metric in config.study.metrics]
-
-    def _train(
-        self,
-        trial: optuna.Trial,
-        hyperparameters: Hyperparameters,
-        first: int,
-        prunable: bool,
-        epochs: list[list[EpochResult]],
-        log: TextIO,
-    ) -> dict[str, float]:
-        """Train a model a fold, adding to `epochs` a list a fold; returns the metrics' values."""
-        config, prepared = self.config, self.prepared(hyperparameters)
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        last_fold, last_epoch = len(prepared.folds), config.search.max_epochs
-        parameters = 0
-        for number, fold in enumerate(prepared.folds, 1):
-            seed = trial_seed(config, first, number)
-            seed_everything(seed)
-            model = build_model(hyperparameters, prepared.shapes, fold.statistics)
-            if number == 1:
-                parameters = model.parameter_count()
-                self._check_size(trial, parameters)
-            frozen = self._transfer(model)
-            epochs.append([])
-            for result in fit(
-                model,
-                fold.train,
-                fold.valid,
-                hyperparameters,
-                epochs=last_epoch,
-                patience=config.search.patience,
-                seed=seed,
-                device=self.device,
-                frozen=frozen,
-                precision=config.search.precision,
-            ):
-                epochs[-1].append(result)
-                log.write(json.dumps({"attempt": started, **self._row(number, result)}) + "\n")
-                log.flush()
-                value = self.value_of(result)
-                self.on_epoch(trial.number, number, result, value)
-                if self.should_stop() and (number, result.epoch) != (last_fold, last_epoch):
-                    raise Stopped
-                if last_fold == 1:
-                    self._report(trial, value, result.epoch, prunable and result.epoch < last_epoch)
-            if last_fold > 1:
-                self._report(trial, self.value_of(self._best(epochs[-1])), number, prunable and number < last_fold)
-        return self._values(epochs, model, prepared.shapes, parameters)
-
-    def prepared(self, hyperparameters: Hyperparameters) -> Prepared:
-        """The data as these hyperparameters want it."""
-        key = tuple((name, value) for name, value in hyperparameters.items() if name.startswith("features."))
-        found = self._prepared.pop(key, None) or self._prepare(hyperparameters)
-        self._prepared[key] = found  # the latest last
-        if len(self._prepared) > KEPT_FEATURES:
-            del self._prepared[next(iter(self._prepared))]
-        return found
-
-    def _prepare(self, hyperparameters: Hyperparameters) -> Prepared:
-        dataset, cache = self.dataset, self.config.storage_paths.cache
-        rows = with_features(dataset.train, dataset.rate, hyperparameters, cache)
-        folds = [(rows.only(train.rows), rows.only(valid.rows)) for train, valid in self._rows]
-        return Prepared(
-            feature_shapes(dataset.shapes, dataset.rate, hyperparameters),
-            tuple(Fold(train, valid, statistics(train)) for train, valid in folds),
+        training = TrialTraining(
+            config,
+            self.preparation.prepared(hyperparameters),
+            hyperparameters,
+            first_number=first,
+            device=self.device,
+            on_note=self._note_once,
         )
+        began = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return _Attempt(trial, first, run, not attrs.get(BASELINE), began, training)
 
-    def _transfer(self, model: MultimodalClassifier) -> tuple[str, ...]:
-        """Load the weights to begin with, if any; returns the names of the parameters that have them."""
-        if self.config.search.init is None:
-            return ()
-        found = load_weights(model, Path(self.config.search.init))
+    def _go_on(self, attempt: _Attempt, log: TextIO) -> None:
+        """Take over the checkpoint of an attempt before this one, if there is one, and tell its epochs again.
+
+        Raises `TrialPruned` only for the last of them, of which it is not known whether the pruner was asked.
+        """
+        path, training = self.config.paths.checkpoint(attempt.first), attempt.training
+        number = attempt.trial.number
+        try:
+            held = load_checkpoint(path)
+        except FileNotFoundError:
+            return
+        except DamagedCheckpoint as damage:
+            self.on_note(f"trial {number} begins anew: {damage}")
+            return
+        other = [name for name, value in attempt.belongs.items() if held["belongs"].get(name) != value]
+        if other:
+            self.on_note(f"trial {number} begins anew: {path}: the checkpoint is of other {' and '.join(other)}")
+            return
+        training.load_state_dict(held["training"])
+        last = training.results[-1][-1]
+        within = f" of fold {training.fold}" if self.config.folds > 1 else ""
+        self.on_note(f"trial {number} goes on after epoch {last.epoch}{within}, from its checkpoint")
+        for fold, results in enumerate(training.results, 1):
+            for result in results:
+                self._tell(attempt, log, fold, result, heed=result is last)
+
+    def _train(self, attempt: _Attempt, log: TextIO) -> None:
+        """Train what is left."""
+        training = attempt.training
+        saved = time.monotonic()
+        for fold, result in training:
+            self.on_epoch(attempt.trial.number, fold, result, training.value_of(result))
+            self._tell(attempt, log, fold, result)
+            stop = self.should_stop() and not training.over
+            if stop or time.monotonic() - saved >= self.config.search.checkpoint_every:
+                self.save()
+                saved = time.monotonic()
+            if stop:
+                raise Stopped
+
+    def _tell(self, attempt: _Attempt, log: TextIO, fold: int, result: EpochResult, *, heed: bool = True) -> None:
+        """Write an epoch down, and tell Optuna what is a step of it: an epoch, or with k-fold validation a fold.
+
+        Raises `TrialPruned`, where the pruner's answer is to be heeded.
+        """
+        training, config = attempt.training, self.config
+        log.write(json.dumps({"attempt": attempt.began, **self._row(fold, result)}) + "\n")
+        log.flush()
+        if config.folds == 1:
+            step, steps, value = result.epoch, config.search.max_epochs, training.value_of(result)
+        elif training.ended(fold) and result is training.results[fold - 1][-1]:
+            step, steps, value = fold, config.folds, training.value_of(training.best(fold))
+        else:
+            return
+        if len(config.study.metrics) > 1:  # of which Optuna takes no reports
+            return
+        attempt.trial.report(value, step)
+        if attempt.prunable and step < steps and attempt.trial.should_prune() and heed:
+            raise optuna.TrialPruned(f"after step {step}")
+
+    def _note_once(self, text: str) -> None:
+        """What is as true of the next trial."""
         if not self._noted:
             self._noted = True
-            self.on_note(found.describe())
-        return found.loaded
+            self.on_note(text)
 
     def _check_size(self, trial: optuna.Trial, parameters: int) -> None:
         """Raise `Infeasible` where the model has more parameters, or fewer, than it may have."""
@@ -204,28 +243,17 @@ class Objective:
             trial.set_user_attr(VIOLATED, reason)
             raise Infeasible(f"not trained: {reason}")
 
-    def _report(self, trial: optuna.Trial, value: float, step: int, prunable: bool) -> None:
-        """Tell Optuna one step, an epoch or a fold; raises `TrialPruned`. Of several metrics it takes no reports."""
-        if len(self.config.study.metrics) > 1:
-            return
-        trial.report(value, step)
-        if prunable and trial.should_prune():
-            raise optuna.TrialPruned(f"after step {step}")
-
-    def _values(
-        self, epochs: list[list[EpochResult]], model: MultimodalClassifier, shapes: Shapes, parameters: int
-    ) -> dict[str, float]:
+    def _values(self, training: TrialTraining) -> dict[str, float]:
         """The value of each metric that the study or one of its constraints names."""
-        best = [asdict(valid) for results in epochs if (valid := self._best(results).valid) is not None]
         names = (*self.config.study.metrics, *(constraint.metric for constraint in self.config.constraints))
         values: dict[str, float] = {}
         for name in dict.fromkeys(names):
             if name == "parameters":
-                values[name] = float(parameters)
+                values[name] = float(training.parameters)
             elif name == "latency_ms":
-                values[name] = latency_ms(model, shapes, self.device)
+                values[name] = latency_ms(training.model, training.prepared.shapes, self.device)
             else:
-                values[name] = fmean(scores[name] for scores in best)
+                values[name] = training.score(name)
         return values
 
     def _settle(self, trial: optuna.Trial, values: dict[str, float]) -> None:
@@ -241,23 +269,14 @@ class Objective:
         if self.config.constraints:
             trial.set_user_attr(VIOLATED, "; ".join(violated))  # also over what an attempt that was handed back left
 
-    def value_of(self, result: EpochResult) -> float:
-        """The leading metric of one epoch."""
-        assert result.valid is not None
-        return float(getattr(result.valid, self.config.metric))
-
-    def _best(self, epochs: list[EpochResult]) -> EpochResult:
-        sign = 1 if self.config.directions[0] == "maximize" else -1
-        # of equals, as where all rows are right, the one that is surer of it
-        return max(epochs, key=lambda r: (sign * self.value_of(r), -r.valid.loss if r.valid else 0.0))
-
-    def _record(self, trial: optuna.Trial, epochs: list[list[EpochResult]]) -> None:
+    def _record(self, attempt: _Attempt) -> None:
         """Keep the epochs as a table beside the trial, and show it in the dashboard."""
-        rows = [self._row(number, result) for number, results in enumerate(epochs, 1) for result in results]
+        trial, training = attempt.trial, attempt.training
+        rows = [self._row(number, result) for number, results in enumerate(training.results, 1) for result in results]
         if not rows:
             return
         trial.set_user_attr("epochs", len(rows))
-        best = [self._best(results).epoch for results in epochs if results]
+        best = [training.best(fold).epoch for fold, results in enumerate(training.results, 1) if results]
         trial.set_user_attr("best_epoch", median_high(best))
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -284,10 +303,10 @@ class Objective:
         return row
 
 
-def trial_seed(config: StudyConfig, first_number: int, fold: int = 1) -> int:
-    """The training seed of a trial, from the study's seed and the number of the trial's first attempt.
-
-    The models of further folds have seeds of their own.
-    """
-    further = [fold] if fold > 1 else []
-    return int(np.random.SeedSequence([config.study.seed, first_number, 1, *further]).generate_state(1)[0])
+def _open_log(path: Path) -> TextIO:
+    """Open a file of lines to add to it; a last line that was cut short is ended first."""
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    log = path.open("a", encoding="utf-8")
+    if torn:
+        log.write("\n")
+    return log

@@ -12,21 +12,35 @@ from mmsearch.data.describe import tell_skipped
 from mmsearch.data.splits import validation_splits
 from mmsearch.errors import MmsearchError, UsageError
 from mmsearch.paths import BundlePaths
-from mmsearch.search.machine import cores
+from mmsearch.search.machine import cores, gpus
 from mmsearch.search.progress import plural
 from mmsearch.search.samplers import notes
 from mmsearch.search.study import total_of
 
 
-def check_device(config: StudyConfig) -> None:
-    """Raise `UsageError` where a GPU is asked for and this machine has none."""
-    if config.search.device.startswith("cuda"):
-        from mmsearch.training.device import choose_device  # here, since torch takes a second to import
+def devices(config: StudyConfig) -> tuple[str, ...]:
+    """What workers train on, each in its turn, as `choose_device` has it; torch is not loaded where there is no GPU.
 
-        try:
-            choose_device(config.search.device)
-        except MmsearchError as error:
-            raise UsageError(str(error)) from None
+    Raises `UsageError` where a GPU is asked for that this machine does not have.
+    """
+    wanted, chosen = config.search.device, config.search.gpus
+    if wanted == "cpu" or (wanted == "auto" and chosen is None and not gpus()):
+        return ("cpu",)
+    from mmsearch.training.device import choose_device  # here, since torch takes a second to import
+
+    try:
+        first = str(choose_device(wanted, 0, chosen))
+    except MmsearchError as error:
+        raise UsageError(str(error)) from None
+    turn = (first,) if ":" in wanted else tuple(f"cuda:{number}" for number in chosen or range(gpus()))
+    return turn or (first,)
+
+
+def default_workers(config: StudyConfig, places: tuple[str, ...]) -> int:
+    """As many as the GPUs take, or else one a core, at most 8."""
+    if places[0].startswith("cuda"):
+        return len(places) * config.search.workers_per_gpu
+    return min(cores(), 8)
 
 
 def check_init(config: StudyConfig, dataset: Dataset) -> None:
@@ -57,10 +71,12 @@ def _init_notes(config: StudyConfig, dataset: Dataset) -> Iterator[str]:
         )
 
 
-def opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -> Iterator[str]:
+def opening(
+    config: StudyConfig, dataset: Dataset, workers: int, threads: int, places: tuple[str, ...] = ()
+) -> Iterator[str]:
     """The first lines of a search: where, on what data, for what, with which workers, and what may surprise.
 
-    Raises `DataError` where the rows cannot be split.
+    `places` are the devices that workers take turns on. Raises `DataError` where the rows cannot be split.
     """
     yield f"study {config.study.name} in {config.paths.folder}, storage {hide_password(config.storage_url)}"
     yield f"data {dataset.source} ({dataset.layout}): {_rows(config, dataset)}; {len(dataset.classes)} classes"
@@ -76,7 +92,8 @@ def opening(config: StudyConfig, dataset: Dataset, workers: int, threads: int) -
             yield f"sampler {sampler} learns from complete trials only: models of too many parameters are trained too"
     available = cores()
     w, t, c = (plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
-    yield f"{w} of {t} on {c}"
+    cards = ", ".join(place for place in places if place.startswith("cuda"))
+    yield f"{w} of {t} on {c}" + (f" and {cards}" if cards else "")
     if workers > available:
         yield f"{w} on {c} will wait for each other; --workers {available} is faster"
     for name in config.dimensions.unused():

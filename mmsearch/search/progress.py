@@ -13,6 +13,8 @@ from mmsearch.search.values import all_in_words, in_words
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+ABOVE_THE_VIEW = ("finished", "handed_back", "note", "storage")  # events that stay on the screen
+
 
 @dataclass
 class WorkerView:
@@ -105,7 +107,7 @@ def describe(event: Event) -> str | None:
             return f"worker {event.worker} is ready on {fields['device']}"
         case "started":
             return f"trial {fields['trial']} started by worker {event.worker}"
-        case "note":
+        case "note" | "storage":
             return f"worker {event.worker}: {fields['text']}"
         case "handed_back":
             return f"trial {fields['trial']} handed back"
@@ -140,7 +142,7 @@ class LiveProgress(Progress):
 
     def event(self, event: Event) -> None:
         """A line above the view for each trial that ends."""
-        text = describe(event) if event.fields["event"] in ("finished", "handed_back", "note") else None
+        text = describe(event) if event.fields["event"] in ABOVE_THE_VIEW else None
         if text is not None:
             failed = event.fields.get("state") == "FAIL"
             self._live.console.print(text, style="red" if failed else None, markup=False)

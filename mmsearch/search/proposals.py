@@ -9,11 +9,12 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mmsearch.hyperparameters import Value
 from mmsearch.search.space import at, distributions, varying
-from mmsearch.search.storage import SLOT
+from mmsearch.search.storage import SLOT, learn_also
+from mmsearch.search.values import MEMORY
 from mmsearch.spaces import Choices, Range, Space
 
 CROSSOVER = 0.9  # share of children that have two parents
@@ -90,12 +91,25 @@ class GaussianProcess(GPSampler):
     """Optuna's Gaussian process over the parameters that apply to every configuration, in the ranges as they are now.
 
     Optuna itself takes the parameters that all trials have with equal ranges: it would lose one whose range grew, and
-    fail where a trial without one of them completes while it proposes.
+    fail where a trial without one of them completes while it proposes. And it takes complete trials only: here one that
+    ran out of memory counts as complete, with the worst values that there are, or it would be proposed again and again.
     """
 
     def __init__(self, distributions: dict[str, BaseDistribution], **options: Any) -> None:
         super().__init__(warn_independent_sampling=False, **options)
         self._distributions = distributions
+        learn_also(self, self._out_of_memory)
+
+    def _out_of_memory(self, study: Study, complete: list[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials that ran out of memory, as bad in all respects as the worst of the complete ones."""
+        found, values = [], _worst(study, complete)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+            if trial.constraints.get(MEMORY, 0) > 0 and trial.params.keys() >= self._distributions.keys():
+                bad = create_trial(params=trial.params, distributions=trial.distributions, values=values)
+                for name in complete[0].constraints:
+                    bad.set_constraint(name, max(other.constraints.get(name, 0.0) for other in complete))
+                found.append(bad)
+        return found
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """What applies to every configuration."""
@@ -163,6 +177,12 @@ class Evolution(NSGAIISampler):
             return value
 
         return varying(self._space, self._space.walk(pick))
+
+
+def _worst(study: Study, trials: list[FrozenTrial]) -> list[float]:
+    """The worst value of each metric."""
+    columns = zip(study.directions, *(trial.values for trial in trials), strict=False)
+    return [min(values) if direction == StudyDirection.MAXIMIZE else max(values) for direction, *values in columns]
 
 
 def _beats(one: FrozenTrial, other: FrozenTrial, directions: list[StudyDirection]) -> bool:

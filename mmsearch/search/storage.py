@@ -8,46 +8,65 @@ What stock Optuna 5.0 does not do, and this does:
 - Whoever claims a trial is written down, with a first heartbeat, in the same transaction: a worker that is killed at
   any moment leaves a trial whose owner is known.
 - Failing a dead worker's trial and queueing its retry is one transaction, so that nobody takes the place between.
+- Calls wait while the database is away, and what is repeated since an answer was lost is not done twice.
 
 Each override has a contract test in tests/test_storage.py, so that an upgrade of Optuna fails loudly.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
-from optuna.samplers import TPESampler
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.samplers import GPSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.study import Study
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.orm import Session
 
-from mmsearch.config import hide_password
-from mmsearch.errors import BudgetExhausted, GridExhausted, StorageError, UsageError
+from mmsearch.errors import BudgetExhausted, GridExhausted
+from mmsearch.search.database import (
+    engine_settings,
+    must_be_current,
+    must_be_local,
+    must_be_made,
+    url_error,
+    use_write_ahead_log,
+)
+from mmsearch.search.outage import Patient, is_locked, is_outage, persist, storage_error, survives
+from mmsearch.search.values import VIOLATED
 
-OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last
+OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last, and by which call
+QUEUED = "mmsearch:queued"  # system attribute of a trial: by which call it was queued
 SLOT = "mmsearch:slot"  # system attribute of a trial: its point of the grid
 BASELINE = "mmsearch:baseline"  # system attribute of the trial that has the defaults
 FAIL_REASON = "fail_reason"  # user attribute of a failed trial
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 KEPT_BY_A_RETRY = ("fixed_params", SLOT, BASELINE)
-SQLITE_TIMEOUT_S = 60
-CREATION_LOCK = 0x6D6D7365  # any number that others do not use for an advisory lock
+# System attributes of a trial that say what it reported: Optuna's constraints, and the notes of its halving pruners.
+REPORTED = (f"{_CONSTRAINTS_KEY}:", "completed_rung_")
+# Optuna's methods that do the same when they are repeated.
+REPEATABLE = (
+    *("create_new_study", "delete_study", "get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
+    *("set_study_user_attr", "set_study_system_attr", "get_study_user_attrs", "get_study_system_attrs"),
+    *("set_trial_user_attr", "set_trial_system_attr", "get_trial_user_attrs", "get_trial_system_attrs"),
+    *("set_trial_intermediate_value", "_set_trial_param", "get_trial_param", "get_trial", "_get_trials"),
+    *("get_all_studies", "get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
+)
 
 
-class Storage(RDBStorage):
+class Storage(RDBStorage, Patient):
     """A study's database, opened by one process.
 
     `budget` is the study's total of complete and pruned trials; None stands for no limit. `owner` describes the
@@ -55,92 +74,143 @@ class Storage(RDBStorage):
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
+        Patient.__init__(self)
         self.budget: int | None = None
         self.owner: dict[str, Any] | None = None
         self.slots: int | None = None
-        sqlite = url.startswith("sqlite")
-        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if sqlite else _postgresql_settings(url)
+        self._claims: dict[int, dict[str, Any]] = {}  # of this process: OWNER by the trial's id
         if not create:
-            _must_be_made(url, engine)
+            must_be_made(url)
         try:
-            super().__init__(url, engine_kwargs=engine, skip_table_creation=not create)
+            super().__init__(url, engine_settings(url), skip_compatibility_check=True, skip_table_creation=not create)
+            if self.engine.name == "sqlite":
+                use_write_ahead_log(self.engine, url)
+            must_be_current(self, url)
         except BaseException:
             if hasattr(self, "engine"):
                 self.engine.dispose()
             raise
-        if sqlite:
-            sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            self.engine.dispose()  # connections that were made before the listener was
 
     @staticmethod
     def _fill_storage_url_template(template: str) -> str:
         return template  # a password or a folder may hold braces
 
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
-        if template_trial is not None:  # enqueued: it waits until it is claimed
-            return super()._get_prepared_new_trial(study_id, template_trial, session)
-        self._lock_study(study_id, session)
-        self._must_have_room(study_id, session, (*FINISHED, TrialState.RUNNING, TrialState.WAITING))
-        slot = self._free_slot(study_id, session)
-        trial = super()._get_prepared_new_trial(study_id, None, session)
-        trial_id: Any = trial.trial_id
-        if slot is not None:
-            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial_id, SLOT, slot)
-        self._sign(trial_id, session)
-        return trial
+    @survives
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        """Create a trial that runs, within the budget; or, where there is a template, a copy of that.
 
+        Raises `BudgetExhausted` and `GridExhausted`.
+        """
+        everyone = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
+        with _create_scoped_session(self.scoped_session) as session:
+            made = self._enter(study_id, session, everyone if template_trial is None else ())
+            if made is not None:
+                return self._build_frozen_trial_from_trial_model(made)
+            if template_trial is not None:
+                return self._queue(study_id, template_trial, session)
+            slot = self._free_slot(study_id, session)
+            trial: Any = self._get_prepared_new_trial(study_id, None, session)
+            if slot is not None:
+                self._write(trial.trial_id, SLOT, slot, session)
+            self._sign(trial.trial_id, session)
+            frozen = create_trial(state=TrialState.RUNNING)
+            frozen.number, frozen._trial_id, frozen.datetime_start = trial.number, trial.trial_id, trial.datetime_start
+            return frozen
+
+    @survives
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Move a trial on: WAITING to RUNNING, or RUNNING to anything else.
 
-        Returns False where somebody else was faster, raises `UpdateFinishedTrialError` where the trial is finished,
-        and `BudgetExhausted` where a claim would go beyond the total.
+        Returns False where somebody else was faster, raises `UpdateFinishedTrialError` where the trial is finished, or
+        another has claimed it since this process did, and `BudgetExhausted` where a claim would go beyond the total.
         """
-        expected = TrialState.WAITING if state == TrialState.RUNNING else TrialState.RUNNING
-        now = datetime.now(UTC).replace(tzinfo=None)
-        changes: dict[str, Any] = {"state": state}
         if state == TrialState.RUNNING:
-            changes["_datetime_start_utc"] = now
-        elif state.is_finished():
-            changes["_datetime_complete_utc"] = now
+            return self._claim(trial_id)
         with _create_scoped_session(self.scoped_session) as session:
-            if state == TrialState.RUNNING:
-                study_id: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
-                self._lock_study(study_id, session)
-                self._must_have_room(study_id, session, (*FINISHED, TrialState.RUNNING))
+            if self.engine.name == "sqlite":
+                self._lock_sqlite(session)
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            mine = self._claims.get(trial_id, {}).items() <= self._owner_of(trial_id, session).items()
+            if self._call.again and trial.state == state and mine:
+                return True
+            self.check_trial_is_updatable(trial_id, trial.state)  # raises where it is finished
+            if not mine:
+                raise UpdateFinishedTrialError(f"Trial#{trial.number} was taken over by another process.")
+            if trial.state != TrialState.RUNNING:
+                return False
+            for objective, value in enumerate(values or ()):
+                self._set_trial_value_without_commit(session, trial, objective, value)
+            trial.state = state
+            if state.is_finished():
+                trial.datetime_complete = datetime.now()
+        if state.is_finished():
+            self._claims.pop(trial_id, None)
+        return True
+
+    def _claim(self, trial_id: int) -> bool:
+        with _create_scoped_session(self.scoped_session) as session:
+            study_id: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
+            if self._enter(study_id, session, (*FINISHED, TrialState.RUNNING)) is not None:
+                return True
             swapped = session.execute(
                 sa.update(models.TrialModel)
-                .where(models.TrialModel.trial_id == trial_id, models.TrialModel.state == expected)
-                .values({getattr(models.TrialModel, name): value for name, value in changes.items()})
+                .where(models.TrialModel.trial_id == trial_id, models.TrialModel.state == TrialState.WAITING)
+                .values(state=TrialState.RUNNING, _datetime_start_utc=datetime.now(UTC).replace(tzinfo=None))
                 .execution_options(synchronize_session=False)
             )
             if not swapped.rowcount:  # type: ignore[attr-defined]
+                session.expire_all()
                 held: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).state
                 self.check_trial_is_updatable(trial_id, held)
                 return False
-            for objective, value in enumerate(values or ()):
-                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-                session.add(
-                    models.TrialValueModel(trial_id=trial_id, objective=objective, value=stored, value_type=kind)
-                )
-            if state == TrialState.RUNNING:
-                self._sign(trial_id, session)
+            self._sign(trial_id, session)
         return True
 
-    def hand_back(self, trial_id: int) -> bool:
-        """Put a running trial back into the queue: same number and parameters, to be trained from its beginning.
+    @survives
+    def hand_back(self, trial_id: int, owner: Mapping[str, Any] | None = None) -> bool:
+        """Put a running trial back into the queue: same number and parameters, without its reports.
 
-        Returns False where it is no longer running.
+        `owner`, where given, is who must still have it. Returns False where it is no longer running.
         """
         with _create_scoped_session(self.scoped_session) as session:
-            trial = self._lock_running(trial_id, session)
-            if trial is None:
+            trial, mine, changed = self._lock_owned(trial_id, owner, session)
+            if not mine:
                 return False
-            self._forget_epochs(trial_id, session)
+            if changed or trial.state != TrialState.RUNNING:
+                return self._call.again and (changed or trial.state == TrialState.WAITING)
+            self._forget_reports(trial_id, session)
             trial.state = TrialState.WAITING
         return True
 
+    @survives
+    def prune(
+        self, trial_id: int, reason: str, constraints: Mapping[str, float], owner: Mapping[str, Any] | None = None
+    ) -> bool:
+        """End a running trial as PRUNED with the constraints it violates, and why, in words: one transaction.
+
+        As where Optuna prunes, its value is the last that it reported, if any. `owner`, where given, is who must still
+        have it. Returns False where it is no longer running.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            trial, mine, changed = self._lock_owned(trial_id, owner, session)
+            if not mine or changed:
+                return False
+            frozen = self._build_frozen_trial_from_trial_model(trial)
+            if frozen.state != TrialState.RUNNING:
+                before = frozen.state == TrialState.PRUNED and frozen.user_attrs.get(VIOLATED) == reason
+                return self._call.again and before
+            for name, violation in constraints.items():
+                self._write(trial_id, f"{_CONSTRAINTS_KEY}:{name}", violation, session)
+            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, VIOLATED, reason)
+            last = math.nan if frozen.last_step is None else frozen.intermediate_values[frozen.last_step]
+            if math.isfinite(last):
+                self._set_trial_value_without_commit(session, trial, 0, last)
+            session.flush()
+            trial.state = TrialState.PRUNED
+            trial.datetime_complete = datetime.now()
+        return True
+
+    @survives
     def fail(
         self, trial_id: int, reason: str, max_retries: int, owner: Mapping[str, Any] | None = None
     ) -> tuple[bool, int | None]:
@@ -151,17 +221,24 @@ class Storage(RDBStorage):
         retries do.
         """
         with _create_scoped_session(self.scoped_session) as session:
-            trial = self._lock_running(trial_id, session)
-            if trial is None:
+            trial, mine, changed = self._lock_owned(trial_id, owner, session)
+            if not mine or changed:
                 return False, None
             frozen = self._build_frozen_trial_from_trial_model(trial)
-            if owner is not None and frozen.system_attrs.get(OWNER, {}) != owner:
-                return False, None  # handed back and claimed by another meanwhile
+            history = [*frozen.system_attrs.get("retry_history", []), frozen.number]
+            study_id: Any = trial.study_id
+            if frozen.state != TrialState.RUNNING:
+                before = frozen.state == TrialState.FAIL and frozen.user_attrs.get(FAIL_REASON) == reason
+                if not (self._call.again and before):
+                    return False, None
+                attribute = models.TrialSystemAttributeModel
+                tried = (attribute.key == "retry_history") & (attribute.value_json == json.dumps(history))
+                made = self._trial_with(study_id, tried, session)
+                return True, None if made is None else int(made.number)
             self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, FAIL_REASON, reason)
             session.flush()
             trial.state = TrialState.FAIL
             trial.datetime_complete = datetime.now()
-            history = [*frozen.system_attrs.get("retry_history", []), frozen.number]
             if len(history) > max_retries:
                 return True, None
             kept = {key: value for key, value in frozen.system_attrs.items() if key in KEPT_BY_A_RETRY}
@@ -172,61 +249,115 @@ class Storage(RDBStorage):
                 system_attrs={**kept, "failed_trial": history[0], "retry_history": history},
             )
             session.flush()
-            study_id: Any = trial.study_id
-            made = super()._get_prepared_new_trial(study_id, retry, session)
-            return True, int(made.number)
+            return True, int(self._get_prepared_new_trial(study_id, retry, session).number)
 
+    @survives
     def enqueue(self, study_id: int, system_attrs: dict[str, Any]) -> int | None:
         """Queue a trial that has these attributes; returns its number.
 
         Returns None where they name a point of the grid that has had a trial.
         """
         with _create_scoped_session(self.scoped_session) as session:
-            self._lock_study(study_id, session)
+            made = self._enter(study_id, session)
+            if made is not None:
+                return int(made.number)
             if SLOT in system_attrs and system_attrs[SLOT] in self._taken_slots(study_id, session):
                 return None
             waiting = create_trial(state=TrialState.WAITING, system_attrs=system_attrs)
-            return int(super()._get_prepared_new_trial(study_id, waiting, session).number)
+            return self._queue(study_id, waiting, session).number
 
-    def silent(self, study_id: int, seconds: int) -> list[int]:
-        """The ids of running trials whose last heartbeat, or start where there is none, is older than `seconds`."""
+    @survives
+    def silences(self, study_id: int) -> dict[int, float]:
+        """The ids of running trials, and the seconds since the last heartbeat of each, or its start if it has none.
+
+        By the database's clock; SQLite's has whole seconds.
+        """
         with _create_scoped_session(self.scoped_session) as session:
             now = session.execute(sa.select(sa.func.now())).scalar_one().replace(tzinfo=None)
-            last = sa.func.coalesce(models.TrialHeartbeatModel.heartbeat, models.TrialModel._datetime_start_utc)
+            beat, trial = models.TrialHeartbeatModel, models.TrialModel
             found = session.execute(
-                sa.select(models.TrialModel.trial_id)
-                .outerjoin(
-                    models.TrialHeartbeatModel, models.TrialHeartbeatModel.trial_id == models.TrialModel.trial_id
-                )
-                .where(
-                    models.TrialModel.study_id == study_id,
-                    models.TrialModel.state == TrialState.RUNNING,
-                    last < now - timedelta(seconds=seconds),
-                )
+                sa.select(trial.trial_id, sa.func.coalesce(beat.heartbeat, trial._datetime_start_utc))
+                .outerjoin(beat, beat.trial_id == trial.trial_id)
+                .where(trial.study_id == study_id, trial.state == TrialState.RUNNING)
             )
-            return [int(trial_id) for (trial_id,) in found]
+            return {int(trial_id): (now - last).total_seconds() for trial_id, last in found}
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Write down that the trial's owner lives; not, and without a word, while the database is away."""
+        try:
+            super().record_heartbeat(trial_id)
+        except (sa.exc.SQLAlchemyError, StorageInternalError) as error:
+            if not is_outage(error):
+                raise
 
     def _lock_study(self, study_id: int, session: Session) -> None:
         """Nobody else creates, claims, fails or hands back a trial of this study until the transaction ends."""
-        if self.engine.name == "sqlite":  # which knows no row locks: any write takes the database's one lock
-            session.execute(
-                sa.update(models.StudyModel)
-                .where(models.StudyModel.study_id == study_id)
-                .values(study_name=models.StudyModel.study_name)
-                .execution_options(synchronize_session=False)
-            )
+        if self.engine.name == "sqlite":
+            self._lock_sqlite(session)
         else:
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
 
-    def _lock_running(self, trial_id: int, session: Session) -> models.TrialModel | None:
+    @staticmethod
+    def _lock_sqlite(session: Session) -> None:
+        """SQLite knows no row locks: any write, also one of nothing, takes the database's one lock."""
+        nothing = sa.update(models.StudyModel).where(sa.false()).values(study_name=models.StudyModel.study_name)
+        session.execute(nothing.execution_options(synchronize_session=False))
+
+    def _lock_owned(self, trial_id: int, owner: Mapping[str, Any] | None, session: Session) -> tuple[Any, bool, bool]:
+        """A trial, under its study's lock; whether it was `owner`'s (None: anybody's); whether it is another's now.
+
+        It was when this call first looked, and may have been handed back by an attempt of which no answer came.
+        """
         study_id: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
         self._lock_study(study_id, session)
         session.expire_all()
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-        return trial if trial.state == TrialState.RUNNING else None
+        held = self._owner_of(trial_id, session)
+        first = self._call.owners.setdefault(trial_id, held)
+        return trial, (owner or {}).items() <= first.items(), held != first
+
+    def _owner_of(self, trial_id: int, session: Session) -> dict[str, Any]:
+        attribute = models.TrialSystemAttributeModel
+        text = session.execute(
+            sa.select(attribute.value_json).where(attribute.trial_id == trial_id, attribute.key == OWNER)
+        ).scalar_one_or_none()
+        return {} if text is None else dict(json.loads(text))
+
+    def _enter(self, study_id: int, session: Session, counted: tuple[TrialState, ...] = ()) -> Any:
+        """Lock a study that has room; returns the trial that an earlier attempt of this call has made or claimed."""
+        made = None
+        if not self._call.again:
+            self._must_have_room(study_id, session, counted)  # whoever polls for a place takes no lock
+        self._lock_study(study_id, session)
+        if self._call.again:
+            attribute = models.TrialSystemAttributeModel
+            written = attribute.key.in_((OWNER, QUEUED)) & attribute.value_json.contains(self._call.token)
+            made = self._trial_with(study_id, written, session)
+        if made is None:
+            self._must_have_room(study_id, session, counted)
+        return made
+
+    @staticmethod
+    def _trial_with(study_id: int, written: sa.ColumnElement[bool], session: Session) -> models.TrialModel | None:
+        """The first trial of a study that has such a system attribute."""
+        trial, attribute = models.TrialModel, models.TrialSystemAttributeModel
+        found = sa.select(trial).join(attribute, attribute.trial_id == trial.trial_id)
+        return session.execute(found.where(trial.study_id == study_id, written).limit(1)).scalar_one_or_none()
+
+    def _queue(self, study_id: int, template: FrozenTrial, session: Session) -> FrozenTrial:
+        """Create a trial as the template has it, and write down which call did."""
+        made = copy.copy(template)
+        made.system_attrs = {**template.system_attrs, QUEUED: self._call.token}
+        trial = self._get_prepared_new_trial(study_id, made, session)
+        made.number, made._trial_id = int(trial.number), int(trial.trial_id)
+        return made
+
+    def _write(self, trial_id: int, key: str, value: Any, session: Session) -> None:
+        """Set a system attribute of a trial."""
+        self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial_id, key, value)
 
     def _must_have_room(self, study_id: int, session: Session, counted: tuple[TrialState, ...]) -> None:
-        if self.budget is None:
+        if self.budget is None or not counted:
             return
         taken = session.execute(
             sa.select(sa.func.count(models.TrialModel.trial_id)).where(
@@ -257,8 +388,8 @@ class Storage(RDBStorage):
 
     def _sign(self, trial_id: int, session: Session) -> None:
         """Write down who has the trial, with a first heartbeat."""
-        if self.owner is not None:
-            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial_id, OWNER, self.owner)
+        self._claims[trial_id] = {**(self.owner or {}), "claim": self._call.token}
+        self._write(trial_id, OWNER, self._claims[trial_id], session)
         beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
         if beat is None:
             session.add(models.TrialHeartbeatModel(trial_id=trial_id))
@@ -266,74 +397,40 @@ class Storage(RDBStorage):
             beat.heartbeat = session.execute(sa.select(sa.func.now())).scalar_one()
 
     @staticmethod
-    def _forget_epochs(trial_id: int, session: Session) -> None:
-        """Training starts anew, and Optuna ignores a step or a constraint that was reported before."""
-        attribute = models.TrialSystemAttributeModel
+    def _forget_reports(trial_id: int, session: Session) -> None:
+        """Whoever goes on with the trial reports anew, and Optuna ignores a step or a constraint that is there."""
+        value, attribute = models.TrialIntermediateValueModel, models.TrialSystemAttributeModel
+        noted = sa.or_(*(attribute.key.startswith(prefix, autoescape=True) for prefix in REPORTED))
         for reported in (
-            sa.delete(models.TrialIntermediateValueModel).where(
-                models.TrialIntermediateValueModel.trial_id == trial_id
-            ),
-            sa.delete(attribute).where(
-                attribute.trial_id == trial_id, attribute.key.startswith(f"{_CONSTRAINTS_KEY}:")
-            ),
+            sa.delete(value).where(value.trial_id == trial_id),
+            sa.delete(attribute).where(attribute.trial_id == trial_id, noted),
         ):
             session.execute(reported.execution_options(synchronize_session=False))
 
 
-def open_storage(url: str, *, create: bool = False) -> Storage:
+for _name in REPEATABLE:
+    setattr(Storage, _name, survives(getattr(RDBStorage, _name)))
+
+
+def open_storage(
+    url: str, *, create: bool = False, patience: float = Patient.patience, patient: bool = False
+) -> Storage:
     """Connect to a database; `create` makes its tables where they are missing.
 
-    Raises `StorageError` where it cannot be reached, holds no studies, or is of another version; and `UsageError`
-    where the URL names no driver that is installed.
+    `patience` is the storage's; where `patient`, the opening, too, waits so long for a database that is away. One that
+    is locked is always waited for. Raises `StorageError` where it cannot be reached, holds no studies, is of another
+    version or lies where it cannot work, and `UsageError` where the URL names no driver that is installed.
     """
+    must_be_local(url)
+    waits_for = is_outage if patient else is_locked
     try:
-        return Storage(url, create=create)
+        storage = persist(lambda: Storage(url, create=create), url, patience=patience, waits_for=waits_for)
     except (ImportError, ValueError, sa.exc.ArgumentError) as error:
-        raise _url_error(url, error) from None
-    except (sa.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        raise url_error(url, error) from None
+    except (sa.exc.SQLAlchemyError, StorageInternalError) as error:
         raise storage_error(url, error) from None
-
-
-def _must_be_made(url: str, settings: dict[str, Any]) -> None:
-    """Raise `StorageError` where somebody has yet to make the tables, or is about to.
-
-    Optuna writes its version into a database that has none, also where it is only to read, and whoever makes the
-    tables at that moment fails.
-    """
-    path = _sqlite_path(url)
-    made = path is None or path.exists()
-    if made:
-        engine = sa.create_engine(url, poolclass=sa.NullPool, **settings)
-        with engine.connect() as connection:
-            made = sa.inspect(connection).has_table("alembic_version") and bool(
-                connection.execute(sa.text("SELECT version_num FROM alembic_version")).first()
-            )
-    if not made:
-        raise StorageError(f"{path or hide_password(url)}: there is no study yet; `mmsearch launch` makes one")
-
-
-def storage_error(url: str, error: BaseException) -> StorageError:
-    """What a database error means to the user, in one sentence and without a password."""
-    return StorageError(f"{hide_password(url)}: {database_message(error)}")
-
-
-def database_message(error: BaseException) -> str:
-    """The database's own words, in one line."""
-    cause = _cause(error)
-    text = str(getattr(cause, "orig", None) or cause)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _postgresql_settings(url: str) -> dict[str, Any]:
-    """What the budget and the heartbeats rely on, whatever the server's or the user's defaults are."""
-    given = sa.make_url(url).query.get("options", "")
-    options = " ".join([given] if isinstance(given, str) else given)
-    return {
-        "pool_pre_ping": True,
-        "isolation_level": "READ COMMITTED",
-        "connect_args": {"options": f"{options} -c timezone=UTC".strip()},
-    }
+    storage.patience = patience
+    return storage
 
 
 def use_current_ranges(sampler: TPESampler, distributions: Mapping[str, BaseDistribution]) -> None:
@@ -343,56 +440,11 @@ def use_current_ranges(sampler: TPESampler, distributions: Mapping[str, BaseDist
         space.update({name: distributions[name] for name in space if name in distributions})
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The database's own error inside one of Optuna's."""
-    while not isinstance(error, sa.exc.DBAPIError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def learn_also(sampler: GPSampler, further: Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]) -> None:
+    """Let a Gaussian process learn also from what `further` makes of the study and its complete trials."""
+    propose = sampler._sample_relative_impl
 
+    def sample(study: Study, complete: list[FrozenTrial], *rest: Any) -> dict[str, Any]:
+        return propose(study, [*complete, *further(study, complete)], *rest)
 
-def _url_error(url: str, error: Exception) -> UsageError:
-    if isinstance(error, ImportError):
-        return UsageError(
-            f"{hide_password(url)}: the database's driver is not installed; pip install 'mmsearch[postgres]' brings it"
-        )
-    return UsageError("the storage URL cannot be read: it must look like postgresql://user@host:port/name")
-
-
-@contextmanager
-def creation_lock(url: str) -> Iterator[None]:
-    """One process at a time makes tables and studies: without it most of those that start together would crash."""
-    path = _sqlite_path(url)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path.parent, os.O_RDONLY)
-        except OSError as error:
-            raise StorageError(f"{path.parent}: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
-        return
-    try:
-        engine = sa.create_engine(url, poolclass=sa.NullPool)
-        connection = engine.connect()
-    except (ImportError, ValueError, sa.exc.ArgumentError) as error:
-        raise _url_error(url, error) from None
-    except sa.exc.SQLAlchemyError as error:
-        raise storage_error(url, error) from None
-    with connection:
-        connection.execute(sa.select(sa.func.pg_advisory_lock(CREATION_LOCK)))  # ends with the connection
-        yield
-
-
-def _sqlite_path(url: str) -> Path | None:
-    return Path(url.split(":///", 1)[1]) if url.startswith("sqlite") else None
-
-
-def _prepare_sqlite(connection: Any, record: object) -> None:
-    """Readers do not wait for the writer, and a commit costs no flush of the disk's cache."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
+    sampler._sample_relative_impl = sample  # type: ignore[method-assign, assignment]

@@ -17,17 +17,20 @@ from optuna.trial import FrozenTrial, TrialState
 from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch, UsageError
 from mmsearch.paths import write_text
+from mmsearch.search.database import creation_lock
 from mmsearch.search.fingerprint import compare, fingerprint
 from mmsearch.search.samplers import build_pruner, build_sampler
 from mmsearch.search.space import grid, varying
-from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, creation_lock, open_storage
-from mmsearch.search.values import best_of, candidates, keeps_to_constraints, margin_of, pareto_front, pick
+from mmsearch.search.storage import BASELINE, OWNER, SLOT, Storage, open_storage
+from mmsearch.search.values import MEMORY, best_of, candidates, keeps_to_constraints, margin_of, pareto_front, pick
 from mmsearch.spaces import Choices
 
 FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
 TOTAL = "mmsearch:total"
 IDENTITY = "mmsearch:id"
-SILENT_AFTER_S = 120  # a heartbeat comes every 30 s; a native call can hold it up for a while
+STOP = "mmsearch:stop"
+SILENT_AFTER_S = 120.0  # a heartbeat comes every 30 s; a native call can hold it up for a while
+BEAT_AGAIN_S = 60.0  # after which, at the latest, a worker beats again that has waited for its storage
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,21 @@ class Counts:
     def finished(self) -> int:
         """What counts towards the total."""
         return self.complete + self.pruned
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial that runs.
+
+    `owner` is who claimed it, as `mmsearch.search.machine.this_process` describes it; {} for a stranger. `step` is the
+    last that it reported, an epoch or with k-fold a fold; None before the first, and with several metrics. `silent` is
+    how many seconds ago its last heartbeat was, by the database's clock.
+    """
+
+    number: int
+    owner: Mapping[str, Any]
+    step: int | None
+    silent: float
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,9 @@ class OpenStudy:
         if not violating:
             return "no trial is complete"
         held = " and ".join(self.constraints)
+        greedy = sum(trial.constraints.get(MEMORY, 0) > 0 for trial in violating)
+        if greedy == len(violating):
+            return f"no trial is complete: {greedy} of {len(finished)} finished trials ran out of memory"
         some = f"{len(violating)} of {len(finished)} finished trials violate that"
         return f"no complete trial keeps to {held}: {some}; loosen it or widen the space, or raise --trials"
 
@@ -162,28 +183,48 @@ class OpenStudy:
 
         Returns each such trial's number with the number of its retry, if it gets one.
         """
-        silent = set(self.storage.silent(self.id, SILENT_AFTER_S))
+        longest = max(SILENT_AFTER_S, self.config.search.storage_timeout + BEAT_AGAIN_S)
+        silences = self.storage.silences(self.id)
         found: list[tuple[int, int | None]] = []
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.system_attrs.get(OWNER, {})
             runs = still_runs(owner)
-            if runs or (runs is None and trial._trial_id not in silent):
+            if runs or (runs is None and silences.get(trial._trial_id, 0) <= longest):
                 continue  # a living owner may be silent, as after a laptop's sleep
             reason = f"the worker died (process {owner.get('pid')} on {owner.get('host')})"
             if runs is None:
-                reason = f"the worker was silent for {SILENT_AFTER_S} s (on {owner.get('host', 'an unknown host')})"
+                reason = f"the worker was silent for {longest:.0f} s (on {owner.get('host', 'an unknown host')})"
             was_running, retry = self.storage.fail(trial._trial_id, reason, self.config.search.max_retries, owner)
             if was_running:
                 found.append((trial.number, retry))
         return found
 
+    def running(self) -> list[Running]:
+        """The running trials, by number."""
+        silences = self.storage.silences(self.id)
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [
+            Running(trial.number, trial.system_attrs.get(OWNER, {}), trial.last_step, silences.get(trial._trial_id, 0))
+            for trial in trials
+        ]
+
+    def running_of(self, worker: str) -> list[FrozenTrial]:
+        """The running trials that a worker claimed, by its name."""
+        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in running if trial.system_attrs.get(OWNER, {}).get("worker") == worker]
+
+    def ask_to_stop(self) -> None:
+        """Ask every launcher of the study, on any machine, to stop."""
+        self.storage.set_study_system_attr(self.id, STOP, uuid.uuid4().hex)
+
+    def stop_asked(self) -> str | None:
+        """A token that is another one each time somebody asks to stop; None where nobody ever did."""
+        token: str | None = self.storage.get_study_system_attrs(self.id).get(STOP)
+        return token
+
     def hand_back(self, worker: str) -> list[int]:
         """Put back into the queue what a worker that is no more was on; returns the numbers."""
-        return [
-            trial.number
-            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if trial.system_attrs.get(OWNER, {}).get("worker") == worker and self.storage.hand_back(trial._trial_id)
-        ]
+        return [trial.number for trial in self.running_of(worker) if self.storage.hand_back(trial._trial_id)]
 
 
 def count(trials: list[FrozenTrial]) -> Counts:
@@ -207,9 +248,13 @@ def total_of(config: StudyConfig) -> int:
     return config.study.trials if size is None else min(config.study.trials, size)
 
 
-def open_study(config: StudyConfig) -> OpenStudy:
-    """Open a study that exists; raises `StorageError` where it does not."""
-    storage = open_storage(config.storage_url)
+def open_study(config: StudyConfig, *, patient: bool = False) -> OpenStudy:
+    """Open a study that exists; raises `StorageError` where it does not.
+
+    Once it is open, calls wait `storage_timeout` seconds through an outage of its storage, and `StorageLost` follows;
+    where `patient`, so does the opening.
+    """
+    storage = open_storage(config.storage_url, patience=config.search.storage_timeout, patient=patient)
     try:
         study = optuna.load_study(
             study_name=config.study.name,
@@ -234,7 +279,7 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
     """
     now = fingerprint(config, data_fingerprint)
     with creation_lock(config.storage_url):
-        storage = open_storage(config.storage_url, create=True)
+        storage = open_storage(config.storage_url, create=True, patience=config.search.storage_timeout)
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:

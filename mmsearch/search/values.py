@@ -14,6 +14,7 @@ from mmsearch.errors import UsageError
 
 METRICS = "metrics"  # user attribute of a trial: the value of each metric of the study and its constraints
 VIOLATED = "violated"  # user attribute of a trial: which constraints it violates, and by which values; may be empty
+MEMORY = "memory"  # the constraint of a trial that ran out of memory, which violates it by 1
 RULES = "best, knee, or within=0.005 for so much less than the best of the leading metric"
 
 Points = npt.NDArray[np.float64]

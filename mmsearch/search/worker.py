@@ -2,13 +2,18 @@
 
 A launcher starts it as `python -m mmsearch.search.worker`, with one JSON object on the first line of its standard input
 (see `Orders`): nothing secret is on a command line. The input stays open; when it ends, the launcher is gone, and the
-worker stops. What happens goes to standard output, a JSON object a line; warnings and tracebacks go to standard error,
-which is the worker's log file.
+worker stops as if it were asked to. What happens goes to standard output, a JSON object a line; warnings and tracebacks
+go to standard error, which is the worker's log file.
+
+A trial ends in one transaction of the storage. What is not its fault, a lost storage or a full disk, ends this process
+instead; its checkpoint stays for whoever trains on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import faulthandler
 import json
 import logging
 import os
@@ -17,12 +22,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.config import StudyConfig
-from mmsearch.errors import BudgetExhausted, GridExhausted, MmsearchError
+from mmsearch.errors import (
+    BudgetExhausted,
+    DiskFull,
+    GridExhausted,
+    MmsearchError,
+    OutOfMemory,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -34,6 +46,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 30
 WAIT_S = 0.3  # between two looks whether a place in the study has become free
+STOP_GRACE_S = 60.0  # for the epoch that is running when the launcher is gone
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 Emit = Callable[..., None]
 
@@ -100,15 +114,30 @@ def main() -> None:
     with events:
         try:
             run_worker(orders, emit, stop)
-        except MmsearchError as error:
-            emit("error", message=str(error), code=error.exit_code)
-            raise SystemExit(error.exit_code) from None
+        except (MmsearchError, OSError) as error:
+            told = disk_full(error) or error
+            if not isinstance(told, MmsearchError):
+                raise
+            emit("error", message=str(told), code=told.exit_code)
+            raise SystemExit(told.exit_code) from None
 
 
 def _follow_launcher(stop: Stop) -> None:
     while os.read(0, 4096):  # not through sys.stdin, whose lock a thread must not hold when the process ends
         pass
     stop.asked.set()
+    # ends the process, whatever it does then, and writes into the log what that was
+    faulthandler.dump_traceback_later(STOP_GRACE_S, exit=True)
+
+
+def disk_full(error: Exception) -> DiskFull | None:
+    """What an error means that says that a file cannot be written; None for any other."""
+    if isinstance(error, DiskFull):
+        return error
+    if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return DiskFull(f"{where}cannot be written: {error.strerror}; what is written stays whole, and can be gone on with")
 
 
 def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
@@ -119,14 +148,14 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     from mmsearch.search.machine import this_process
     from mmsearch.search.objective import Objective
     from mmsearch.search.study import count, grid_size, open_study
-    from mmsearch.training.device import choose_device, use_threads
+    from mmsearch.training.device import choose_device, still_works, use_threads
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     use_threads(orders.threads)
     config = orders.config
-    device = choose_device(config.search.device, orders.index)
+    device = choose_device(config.search.device, orders.index, config.search.gpus)
     dataset = load_dataset(config)
-    with open_study(config) as opened:
+    with open_study(config, patient=True) as opened:
         opened.storage.budget = orders.total
         opened.storage.owner = this_process(orders.name)
         opened.storage.slots = grid_size(config)
@@ -139,6 +168,11 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
             logging.getLogger("mmsearch").info("%s", text)
             emit("note", text=text)
 
+        def on_outage(text: str) -> None:
+            logging.getLogger("mmsearch").warning("%s", text)
+            emit("storage", text=text, away="is back" not in text)
+
+        opened.storage.on_outage = on_outage
         objective = Objective(
             config, dataset, device, on_epoch=on_epoch, on_note=on_note, should_stop=stop.asked.is_set
         )
@@ -154,43 +188,66 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
                 stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
                 continue
             run_trial(opened, objective, trial, emit, stop)
+            if not still_works(device):
+                emit("note", text=f"{device} does not work any more in this process, which is replaced")
+                raise SystemExit(f"{device} does not work any more in this process")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a trial's training. `state` WAITING: it is to be handed back."""
+
+    state: TrialState
+    values: list[float] | None = None
+    reason: str | None = None
+    violated: Mapping[str, float] = field(default_factory=dict)  # constraints that only this outcome has
 
 
 def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit, stop: Stop) -> None:
-    """Train one claimed trial and settle its state, whatever happens."""
+    """Train one claimed trial and settle its state, whatever happens.
+
+    Raises `StorageError` where the storage is away for too long, and `DiskFull`; the trial is gone on with elsewhere.
+    """
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     from mmsearch.search.values import VIOLATED
+    from mmsearch.training.device import free_memory
 
     log = logging.getLogger("mmsearch")
     started = time.perf_counter()
     emit("started", trial=trial.number)
     try:
         with _heartbeat(opened, trial._trial_id):
-            state, values, reason = _train(objective, trial, stop)
-        if state == TrialState.WAITING:
-            opened.storage.hand_back(trial._trial_id)
-            emit("handed_back", trial=trial.number)
-            return
-        if state == TrialState.FAIL:
-            log.error("trial %d failed: %s", trial.number, reason)
-            opened.storage.fail(trial._trial_id, reason or "", max_retries=0)
-        else:
-            opened.optuna.tell(trial, values, state=state)
+            outcome = _train(objective, trial, stop)
+        if outcome.state == TrialState.FAIL:
+            log.error("trial %d failed: %s", trial.number, outcome.reason)
+        settled = _settle(opened, trial, outcome)
     except (UpdateFinishedTrialError, ValueError) as error:
         # a launcher elsewhere that took us for dead has settled it: its word counts, and its retry is trained
         log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
+        settled = False
+    except StorageError:
+        _save(objective)
+        raise
+    except DiskFull:
+        with contextlib.suppress(StorageError):  # its database may lie on the same disk
+            opened.storage.hand_back(trial._trial_id, opened.storage.owner)
+            emit("handed_back", trial=trial.number)
+        raise
+    if not settled or outcome.state == TrialState.WAITING:
         emit("handed_back", trial=trial.number)
         return
+    objective.forget()
+    free_memory(objective.device)
     told = opened.storage.get_trial(trial._trial_id)
-    reason = reason or told.user_attrs.get(VIOLATED)
-    if reason and state != TrialState.FAIL:
+    reason = outcome.reason or told.user_attrs.get(VIOLATED)
+    if reason and outcome.state != TrialState.FAIL:
         log.info("trial %d: %s", trial.number, reason)
     emit(
         "finished",
         trial=trial.number,
-        state=state.name,
+        state=outcome.state.name,
         values=dict(zip(opened.config.study.metrics, told.values, strict=True)) if told.values else None,
         epochs=told.user_attrs.get("epochs", 0),
         seconds=round(time.perf_counter() - started, 2),
@@ -198,8 +255,23 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     )
 
 
-def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> tuple[TrialState, list[float] | None, str | None]:
-    """The state that a trial ends in (WAITING: to be handed back), its values, and why it failed or was not trained.
+def _settle(opened: OpenStudy, trial: optuna.Trial, outcome: _Outcome) -> bool:
+    """Tell the storage; returns False where the trial is another's by now."""
+    from optuna.trial import TrialState
+
+    storage, trial_id, reason = opened.storage, trial._trial_id, outcome.reason or ""
+    if outcome.state == TrialState.WAITING:
+        return storage.hand_back(trial_id, storage.owner)
+    if outcome.state == TrialState.FAIL:
+        return storage.fail(trial_id, reason, 0, storage.owner)[0]
+    if outcome.violated:
+        return storage.prune(trial_id, reason, outcome.violated, storage.owner)
+    opened.optuna.tell(trial, outcome.values, state=outcome.state)
+    return True
+
+
+def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> _Outcome:
+    """The outcome of a trial's training.
 
     What is not the trial's fault is raised: a lost database ends this process, and the launcher has the trial retried.
     """
@@ -209,22 +281,35 @@ def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> tuple[Trial
     from sqlalchemy.exc import SQLAlchemyError
 
     from mmsearch.search.objective import Infeasible, Stopped
+    from mmsearch.search.values import MEMORY
 
     try:
         with stop.interruptible():
-            return TrialState.COMPLETE, objective(trial), None
+            return _Outcome(TrialState.COMPLETE, objective(trial))
     except Infeasible as why:
-        return TrialState.PRUNED, None, str(why)
+        return _Outcome(TrialState.PRUNED, reason=str(why))
     except TrialPruned:
-        return TrialState.PRUNED, None, None
+        return _Outcome(TrialState.PRUNED)
     except (Stopped, KeyboardInterrupt):
-        return TrialState.WAITING, None, None
-    except (StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError):
+        return _Outcome(TrialState.WAITING)
+    except (StorageError, StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError):
         raise
+    except OutOfMemory as why:
+        return _Outcome(TrialState.PRUNED, reason=str(why), violated={MEMORY: 1.0})
     except Exception as error:
+        if (full := disk_full(error)) is not None:
+            raise full from None
         logging.getLogger("mmsearch").error("%s", traceback.format_exc())
         known = isinstance(error, MmsearchError)
-        return TrialState.FAIL, None, str(error) if known else f"{type(error).__name__}: {error}"
+        return _Outcome(TrialState.FAIL, reason=str(error) if known else f"{type(error).__name__}: {error}")
+
+
+def _save(objective: Objective) -> None:
+    """Write the checkpoint, if that is possible: whoever is left without one trains anew."""
+    try:
+        objective.save()
+    except OSError as error:
+        logging.getLogger("mmsearch").warning("no checkpoint: %s", error)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +54,15 @@ class Augmentation:
         share = self.random.betavariate(self.mixup, self.mixup)
         target = functional.one_hot(batch.label, self.classes).to(image.dtype)
         return mix(image, share), mix(audio, share), mix(target, share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the random numbers stand."""
+        return {"random": self.random.getstate(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.random.setstate(state["random"])
+        self.generator.set_state(state["generator"])
 
 
 def mix(rows: Tensor, share: float) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -37,6 +40,17 @@ class AveragedWeights:
         """Put the trained weights back, where the average is shown."""
         _copy(self.set_aside, self.trained[: len(self.set_aside)])
         self.set_aside = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands while the average is shown, and so in the model's own state, or before the first step."""
+        return {"steps": self.steps, "set_aside": self.set_aside}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the model must show the average already."""
+        self.steps = state["steps"]
+        _copy(self.trained, self.average)
+        places = self.trained[: len(state["set_aside"])]
+        self.set_aside = [value.to(place.device) for value, place in zip(state["set_aside"], places, strict=True)]
 
 
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:

@@ -1,12 +1,12 @@
-"""The training loop, as a generator: whoever iterates decides what to do with an epoch, and whether to go on."""
+"""The training loop, as an iterator: whoever iterates decides what to do with an epoch, and whether to go on."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mmsearch.models.factory import MultimodalClassifier
 from mmsearch.training.augmentation import Augmentation
 from mmsearch.training.averaging import AveragedWeights
 from mmsearch.training.batches import Batches
-from mmsearch.training.losses import build_loss, l1_norm, weight_matrices
+from mmsearch.training.losses import Loss, build_loss, l1_norm, weight_matrices
 from mmsearch.training.metrics import Confusion, accuracy, macro_f1
 from mmsearch.training.optimisers import build_optimiser, build_schedule
 from mmsearch.training.transfer import held_still, parameter_groups
@@ -59,6 +59,18 @@ class EpochResult:
     lr: float
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(held: Mapping[str, Any]) -> EpochResult:
+        """The reverse of `to_dict`."""
+        valid = held["valid"]
+        return EpochResult(
+            **{**held, "train": Scores(**held["train"]), "valid": None if valid is None else Scores(**valid)}
+        )
+
 
 def seed_everything(seed: int) -> None:
     """Seed torch on every device: weights and dropout. The order of rows has a generator of its own in `fit`."""
@@ -79,46 +91,104 @@ def fit(
     device: torch.device,
     frozen: Collection[str] = (),
     precision: Precision = "float32",
-) -> Iterator[EpochResult]:
-    """Train `model` in place and yield each epoch's result.
+) -> Training:
+    """A training of `model`, in place, that yields each epoch's result.
 
     It ends after `epochs`, or once `patience` epochs in a row brought no lower validation loss. The learning-rate
     schedule spans `horizon` epochs (default: `epochs`), so that a retraining can stop early on the same schedule.
-    With `ema.decay`, what is scored, and what the model holds at each yield and at the end, are the averaged weights.
-    Parameters named in `frozen` stay as they are in the first `transfer.freeze_epochs` epochs.
+    With `ema.decay`, what is scored, and what the model holds after each epoch and at the end, are the averaged
+    weights. Parameters named in `frozen` stay as they are in the first `transfer.freeze_epochs` epochs.
     `precision` "bfloat16" computes training steps in bfloat16 where that is safe (torch's autocast); weights, loss and
     all scores stay in float32.
-    Same seed, machine and number of threads: same numbers. Raises `LossNotFinite`.
+    Same seed, machine and number of threads: same numbers. Its iteration raises `LossNotFinite`.
     """
     model.to(device)
-    classes = model.shapes.classes
-    batch_size = hyperparameters["batch_size"]
     batches = Batches(train, device)
-    held_out = Batches(valid, device) if valid is not None else None
-    augment = Augmentation(model, hyperparameters, seed, device)
-    loss_function = build_loss(hyperparameters, torch.from_numpy(train.labels), classes, device)
-    l1, matrices, clip = hyperparameters["loss.l1"], weight_matrices(model), hyperparameters["optimizer.clip"]
     optimiser = build_optimiser(parameter_groups(model, frozen), hyperparameters)
-    schedule = build_schedule(optimiser, hyperparameters, batches.steps(batch_size) * (horizon or epochs))
-    freeze_epochs = hyperparameters["transfer.freeze_epochs"]
-    averaged = AveragedWeights(model, hyperparameters["ema.decay"])
-    order = torch.Generator().manual_seed(seed)
-    lower = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    steps = batches.steps(hyperparameters["batch_size"]) * (horizon or epochs)
+    return Training(
+        model,
+        batches,
+        Batches(valid, device) if valid is not None else None,
+        hyperparameters,
+        Augmentation(model, hyperparameters, seed, device),
+        build_loss(hyperparameters, torch.from_numpy(train.labels), model.shapes.classes, device),
+        optimiser,
+        build_schedule(optimiser, hyperparameters, steps),
+        AveragedWeights(model, hyperparameters["ema.decay"]),
+        torch.Generator().manual_seed(seed),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        device,
+        epochs,
+        patience,
+        tuple(frozen),
+    )
 
-    lowest, waited = math.inf, 0
-    for epoch in range(1, epochs + 1):
+
+@dataclass(eq=False)
+class Training(Iterator[EpochResult]):
+    """A training under way: each `next` trains an epoch. `fit` makes it; see there.
+
+    Its state after an epoch is all that is needed to go on from there, elsewhere and later, with the same numbers to
+    the last bit on a processor. torch's random state is the process's: between two epochs of one training nobody else
+    may draw from it.
+    """
+
+    model: MultimodalClassifier
+    batches: Batches
+    held_out: Batches | None
+    hyperparameters: Hyperparameters
+    augment: Augmentation
+    loss_function: Loss
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    averaged: AveragedWeights
+    order: torch.Generator
+    lower: torch.autocast
+    device: torch.device
+    epochs: int
+    patience: int | None
+    frozen: tuple[str, ...]
+    epoch: int = 0  # the last one that is over
+    lowest: float = math.inf  # validation loss
+    waited: int = 0  # epochs since
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.epochs or (self.patience is not None and self.waited >= self.patience)
+
+    def __next__(self) -> EpochResult:
+        if self.over:
+            raise StopIteration
         started = time.perf_counter()
-        averaged.hide()
+        epoch = self.epoch + 1
+        seen, lr = self._train(epoch)
+        scores = None
+        if self.held_out is not None:
+            scores = Scores.of(evaluate(self.model, self.held_out))
+            _must_be_finite(scores.loss, "validation", epoch)
+            lower = scores.loss < self.lowest
+            self.lowest, self.waited = (scores.loss, 0) if lower else (self.lowest, self.waited + 1)
+        self.epoch = epoch
+        return EpochResult(epoch, Scores.of(seen), scores, lr, time.perf_counter() - started)
+
+    def _train(self, epoch: int) -> tuple[Confusion, float]:
+        """All batches once; what was seen of them, and the last step's learning rate."""
+        model, optimiser, hyperparameters = self.model, self.optimiser, self.hyperparameters
+        l1, matrices, clip = hyperparameters["loss.l1"], weight_matrices(model), hyperparameters["optimizer.clip"]
+        self.averaged.hide()
         model.train()
-        seen = Confusion(classes, device)
+        seen = Confusion(model.shapes.classes, self.device)
         lr = optimiser.param_groups[0]["lr"]
-        with held_still(model, frozen if epoch <= freeze_epochs else ()):
-            for batch in batches.shuffled(batch_size, order):
+        frozen = self.frozen if epoch <= hyperparameters["transfer.freeze_epochs"] else ()
+        with held_still(model, frozen):
+            for batch in self.batches.shuffled(hyperparameters["batch_size"], self.order):
                 assert batch.label is not None
-                image, audio, target = augment(batch)
-                with lower:
+                image, audio, target = self.augment(batch)
+                with self.lower:
                     logits = model(image, audio).float()
-                loss = loss_function(logits, target)
+                loss = self.loss_function(logits, target)
                 optimiser.zero_grad(set_to_none=True)
                 if loss.requires_grad:  # else all is frozen
                     (loss + l1 * l1_norm(matrices) if l1 else loss).backward()
@@ -126,20 +196,58 @@ def fit(
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 lr = optimiser.param_groups[0]["lr"]
                 optimiser.step()
-                schedule.step()
-                averaged.update()
+                self.schedule.step()
+                self.averaged.update()
                 seen.add(logits, batch.label, loss)
         _must_be_finite(seen.loss(), "training", epoch)
-        averaged.show()
-        scores = None
-        if held_out is not None:
-            scores = Scores.of(evaluate(model, held_out))
-            _must_be_finite(scores.loss, "validation", epoch)
-        yield EpochResult(epoch, Scores.of(seen), scores, float(lr), time.perf_counter() - started)
-        if scores is not None and patience is not None:
-            lowest, waited = (scores.loss, 0) if scores.loss < lowest else (lowest, waited + 1)
-            if waited >= patience:
-                return
+        self.averaged.show()
+        return seen, float(lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stands after the last epoch: tensors, which are the live ones, and plain values.
+
+        To be taken between epochs, and to be saved or copied before the next one.
+        """
+        return {
+            "epoch": self.epoch,
+            "lowest": self.lowest,
+            "waited": self.waited,
+            "model": dict(self.model.state_dict()),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "augment": self.augment.state_dict(),
+            "order": self.order.get_state(),
+            "random": _random_state(self.device),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a training of the same arguments, on a device of the same type.
+
+        It takes over torch's random state too. The state's own tensors may not be used afterwards.
+        """
+        self.epoch, self.lowest, self.waited = state["epoch"], state["lowest"], state["waited"]
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.averaged.load_state_dict(state["averaged"])  # after the model, which shows the average
+        self.augment.load_state_dict(state["augment"])
+        self.order.set_state(state["order"])
+        _set_random_state(self.device, state["random"])
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """torch's random state on the processor and on the device."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def _set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def evaluate(model: MultimodalClassifier, batches: Batches) -> Confusion:

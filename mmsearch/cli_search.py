@@ -1,0 +1,233 @@
+"""The commands of a search that runs: begin it, join it, look at it, add to it, stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from mmsearch.console import print_status, print_summary, progress_of, say
+from mmsearch.errors import Interrupted, StorageLost
+from mmsearch.options import (
+    READING,
+    RETRAINING,
+    Data,
+    Device,
+    Gpus,
+    ImageShape,
+    MaxFailures,
+    PatienceTrials,
+    Seed,
+    SkipBroken,
+    StorageTimeout,
+    StorageUrl,
+    Study,
+    StudyName,
+    StudyOption,
+    Timeout,
+    Workers,
+    WorkersPerGpu,
+    config_of,
+)
+from mmsearch.paths import DEFAULT_STUDY
+
+
+class Terminated(BaseException):
+    """SIGTERM came where nothing has to be put in order first; as `KeyboardInterrupt` is for SIGINT."""
+
+
+def launch(
+    study: Study = DEFAULT_STUDY,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", "--n-trials", help="The study's total of complete and pruned trials, over all runs."),
+    ] = None,
+    workers: Workers = None,
+    timeout: Timeout = None,
+    patience_trials: PatienceTrials = None,
+    max_failures: MaxFailures = None,
+    data: Data = None,
+    storage: StorageUrl = None,
+    storage_timeout: StorageTimeout = None,
+    study_name: StudyName = None,
+    seed: Seed = None,
+    device: Device = None,
+    gpus: Gpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
+    config = config_of(
+        study,
+        trials=trials,
+        timeout=timeout,
+        patience_trials=patience_trials,
+        max_failures=max_failures,
+        data=data,
+        storage=storage,
+        storage_timeout=storage_timeout,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
+    again = config.command("launch") + (f" --workers {workers}" if workers else "")
+    with _goes_on_with(again):
+        from mmsearch.search.launcher import launch as run
+
+        progress = progress_of(config)
+        try:
+            summary = run(config, workers=workers, progress=progress)
+        finally:
+            progress.close()
+    print_summary(config, summary)
+    if summary.counts.finished < summary.total:
+        say(f"go on with: {again}")
+    say("next:")
+    say(f"  {config.command('dashboard', READING)}")
+    say(f"  {config.command('retrain-best', RETRAINING)}")
+    say(f"  {config.command('export', READING)}")
+
+
+def worker(
+    study: Study = DEFAULT_STUDY,
+    workers: Workers = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for a launch to make the study.")
+    ] = 0.0,
+    timeout: Timeout = None,
+    patience_trials: PatienceTrials = None,
+    max_failures: MaxFailures = None,
+    data: Data = None,
+    storage: StorageUrl = None,
+    storage_timeout: StorageTimeout = None,
+    study_name: StudyName = None,
+    seed: Seed = None,
+    device: Device = None,
+    gpus: Gpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Join a search that was launched elsewhere, from any machine that reaches its storage, until it has its total."""
+    config = config_of(
+        study,
+        timeout=timeout,
+        patience_trials=patience_trials,
+        max_failures=max_failures,
+        data=data,
+        storage=storage,
+        storage_timeout=storage_timeout,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
+    again = config.command("worker") + (f" --workers {workers}" if workers else "")
+    again += f" --wait {wait:g}" if wait else ""
+    with _goes_on_with(again):
+        from mmsearch.search.launcher import join as run
+
+        progress = progress_of(config)
+        try:
+            summary = run(config, workers=workers, wait=wait, progress=progress)
+        finally:
+            progress.close()
+    print_summary(config, summary)
+    if summary.counts.finished < summary.total:
+        say(f"go on with: {again}")
+
+
+def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
+    """Print how a search stands and who works on it, from any terminal, while it runs or after."""
+    config = config_of(study, reading=True, storage=storage, study_name=study_name)
+    from mmsearch.search.study import open_study
+
+    with open_study(config) as opened:
+        print_status(opened)
+
+
+def stop(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
+    """End a search on all machines: epochs that run end, trials are handed back; a launch goes on where it was."""
+    config = config_of(study, reading=True, storage=storage, study_name=study_name)
+    from mmsearch.search.launcher import stop as run
+    from mmsearch.search.progress import LineProgress
+
+    total = run(config, progress=LineProgress())
+    say("no trial runs")
+    trials = f" --trials {total}" if total != config.study.trials else ""
+    say(f"go on with: {config.command('launch', READING)}{trials}")
+
+
+def enqueue(
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Values as in the study file, such as optimizer.lr=5e-4."),
+    ] = None,
+    study: StudyOption = DEFAULT_STUDY,
+    like: Annotated[
+        str | None, typer.Option(help="What is not given is as in this trial: a number, or the word best.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Queue it even if a trial has it already.")] = False,
+    data: Data = None,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+) -> None:
+    """Queue one configuration, the defaults but for what is given; a search that runs takes it next."""
+    config = config_of(study, data=data, storage=storage, study_name=study_name)
+    from mmsearch.hyperparameters import show
+    from mmsearch.search.enqueue import enqueue as run
+    from mmsearch.search.enqueue import parse_assignments
+
+    queued = run(config, parse_assignments(values or ()), like=like, again=again)
+    print(queued.number)
+    words = ", ".join(f"{name} = {show(value)}" for name, value in queued.changed.items())
+    say(f"trial {queued.number} waits with {f'{words}; the rest is as by default' if words else 'the defaults'}")
+    if queued.needs is not None:
+        raised = f"{config.command('launch')} --trials {queued.needs}"
+        say(f"the study has all its trials, and this one runs when there are more: {raised}")
+
+
+def dashboard(
+    study: Study = DEFAULT_STUDY,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on; another than this machine's own needs MMSEARCH_DASHBOARD_PASSWORD."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+) -> None:
+    """Browse the study in optuna-dashboard until Ctrl-C."""
+    config = config_of(study, reading=True, storage=storage, study_name=study_name)
+    from mmsearch.search.dashboard import PASSWORD_VARIABLE, serve
+
+    serve(
+        config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: say(f"dashboard at {url} (Ctrl-C ends it)")
+    )
+
+
+@contextmanager
+def _goes_on_with(command: str) -> Iterator[None]:
+    """Whoever is stopped, by a signal at any moment or for want of the storage, is told how to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.signum, command) from None
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, command) from None
+    except Terminated:
+        raise Interrupted(signal.SIGTERM, command) from None
+    except StorageLost as error:
+        raise StorageLost(f"{error}: {command}") from None
