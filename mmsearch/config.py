@@ -19,7 +19,7 @@ from mmsearch.errors import StudyFileError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, nearest, show
 from mmsearch.paths import DEFAULT_STUDY, MANIFEST, RESERVED_NAMES, StoragePaths, StudyPaths
 from mmsearch.spaces import Space, flatten, parse_dimension
-from mmsearch.texts import parse_gpus, parse_seconds, parse_shape
+from mmsearch.texts import hide_passwords, parse_gpus, parse_seconds, parse_shape
 
 Metric = Literal["macro_f1", "accuracy", "loss", "parameters", "latency_ms"]
 LEADING: tuple[Metric, ...] = ("macro_f1", "accuracy", "loss")  # those that each epoch has
@@ -306,7 +306,7 @@ def load_config(
         raw = {key: value for key, (value, _) in given.items()}
         config = StudyConfig(file=str(path), overrides=raw, **tree)
     except ValidationError as error:
-        raise StudyFileError(_sentence(error.errors()[0], tree, str(path), origins)) from None
+        raise StudyFileError(hide_passwords(_sentence(error.errors()[0], tree, str(path), origins))) from None
     except TypeError:  # a top-level table that is called as one of ours
         raise StudyFileError(f'{path}: "file" and "overrides" are no sections of a study file') from None
     _ = config.dimensions  # read now, so that whatever is wrong is said now

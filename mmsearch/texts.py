@@ -33,3 +33,9 @@ def parse_seconds(value: object) -> object:
     if found is None or not any(found.groups()):
         raise PydanticCustomError("ours", 'must be seconds, or a time such as "90s", "30m" or "8h"')
     return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def hide_passwords(text: str) -> str:
+    """A text as it may be kept or shown: without the passwords of the URLs in it."""
+    text = re.sub(r"(://[^\s/:@\"']*):[^\s\"']*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*pass\w*=)[^&\s\"']*", r"\1***", text, flags=re.IGNORECASE)

@@ -105,6 +105,9 @@ def test_a_worker_with_another_study_file_or_other_data_is_refused_by_name(
     other = machine(tmp_path / "data", TINY.replace("[data]", "[data]\ntest = 0.3"))
     assert "begun with" in run_at(other, "worker", env=env, code=2).stderr
     assert not (tmp_path / "data" / "storage" / "digits").exists()
+    elsewhere = machine(tmp_path / "folder")
+    run_at(elsewhere, "launch", "--trials", 1, "--workers", 1, env={})
+    assert "holds the files of another study" in run_at(elsewhere, "worker", env=env, code=2).stderr
 
 
 @pytest.mark.slow

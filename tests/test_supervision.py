@@ -293,7 +293,8 @@ def test_a_trial_that_kills_its_worker_is_retried_then_given_up(
         tmp_path,
         worker=f"""
         def before(trial):
-            if 1 in (trial.number, trial.system_attrs.get("failed_trial")):
+            attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
+            if 1 in (trial.number, attrs.get("failed_trial")):
                 {how}
         """,
     )
@@ -480,7 +481,7 @@ def test_a_storage_that_stays_away_ends_the_search_with_exit_4(mmsearch: Run, st
     assert said.splitlines()[-1].endswith("mmsearch launch --trials 3 --storage-timeout 4s --workers 2")
     wait_for(lambda: not any(alive(pid) for pid in pids))
     again = mmsearch("launch", "--trials", 3, "--workers", 2).stderr
-    assert "from its checkpoint" in again
+    assert "from its checkpoint" in again, said + again
     assert finished(table(mmsearch)) == 3
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import TINY, Run, environment
 from optuna.trial import TrialState
+from test_worker_resume import one_core  # noqa: F401 - a fixture
 
 from mmsearch.config import StudyConfig, load_config
 from mmsearch.data.sources import load_dataset
@@ -51,6 +52,7 @@ def configured(tmp_path: Path) -> Callable[[str], StudyConfig]:
     return make
 
 
+@pytest.mark.usefixtures("one_core")
 def test_a_trial_that_runs_out_of_memory_is_pruned_and_the_search_goes_on(
     start: Callable[..., Popen[str]], workspace: Path
 ) -> None:
@@ -74,14 +76,12 @@ def test_a_trial_that_runs_out_of_memory_is_pruned_and_the_search_goes_on(
     assert not [path for path in config.paths.folder.rglob("*") if "checkpoint" in path.name]
 
 
+@pytest.mark.usefixtures("one_core")
 def test_a_loss_that_is_not_finite_fails_with_its_reason(mmsearch: Run, workspace: Path) -> None:
-    text = TINY.replace("trials = 6", "trials = 1").replace(
-        '"optimizer.lr" = { low = 1e-3, high = 1e-2, log = true, default = 3e-3 }',
-        '"optimizer.name" = "sgd"\n"optimizer.lr" = [1e-3, 10.0]\n"schedule.name" = "constant"',
-    )
-    text += "\n[[enqueue]]\noptimizer.lr = 10.0\n"
-    text = text.replace("[space]", "max_epochs = 9\npatience = 9\n[space]", 1).replace("max_epochs = 3\n", "", 1)
-    (workspace / "studies" / "digits.toml").write_text(text)
+    rates = '"optimizer.lr" = { low = 1e-3, high = 1e-2, log = true, default = 3e-3 }'
+    growing = '"optimizer.name" = "sgd"\n"optimizer.sgd.weight_decay" = 1.0\n"optimizer.lr" = [1e-3, 10.0]'
+    text = TINY.replace(rates, growing).replace("max_epochs = 3", "max_epochs = 9\npatience = 9")
+    (workspace / "studies" / "digits.toml").write_text(text + "\n[[enqueue]]\noptimizer.lr = 10.0\n")
     said = mmsearch("launch", "--trials", 2, "--workers", 1).stderr
     reason = r"the (training|validation) loss of epoch \d+ is (nan|inf): try a lower optimizer\.lr"
     assert re.search(rf"trial 1 failed: {reason}", said), said
@@ -89,6 +89,7 @@ def test_a_loss_that_is_not_finite_fails_with_its_reason(mmsearch: Run, workspac
         assert re.fullmatch(reason, opened.trials()[1].user_attrs["fail_reason"])
 
 
+@pytest.mark.usefixtures("one_core")
 def test_a_full_disk_hands_the_trial_back_in_one_sentence(mmsearch: Run, workspace: Path) -> None:
     config = load_config(workspace / "studies" / "digits.toml")
     log = config.paths.epochs(1)
@@ -166,6 +167,7 @@ def test_a_worker_whose_launcher_is_gone_is_not_hurried_where_it_stops(
     assert json.loads(out) == {"event": "stopped"}
 
 
+@pytest.mark.usefixtures("one_core")
 def test_a_device_that_fails_for_good_ends_the_process_and_the_search_goes_on(mmsearch: Run, workspace: Path) -> None:
     """There is no such processor, so a worker's own start-up code makes one."""
     (workspace / "sitecustomize.py").write_text(

@@ -194,7 +194,7 @@ def _workers(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     def run(do: Callable[[Path, str], Any], names: Sequence[str]) -> dict[str, Any]:
         def attempt(name: str) -> Any:
             try:
-                return do(folder / name, name)
+                return do(_inside(folder, name), name)
             except Broken as error:
                 return error
 
@@ -206,6 +206,17 @@ def _workers(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
             yield run
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder, which may be a link; raises `Broken` for a name that leads out of it.
+
+    A manifest from elsewhere must not read whatever else its user has.
+    """
+    path = Path(os.path.normpath(folder.absolute() / name))
+    if not any(path.is_relative_to(base) for base in (os.path.normpath(folder.absolute()), folder.resolve())):
+        raise Broken("lies outside the manifest's folder: copy it into that, or a link to it")
+    return path
 
 
 def _measure(file: Path, name: str) -> tuple[int, int]:

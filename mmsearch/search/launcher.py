@@ -22,9 +22,20 @@ from mmsearch.search.budgets import Budgets, Signals
 from mmsearch.search.machine import cores, still_runs
 from mmsearch.search.opening import check_init, default_workers, devices, opening
 from mmsearch.search.progress import Progress, duration, plural
-from mmsearch.search.study import TOTAL, Counts, OpenStudy, count, create_study, grid_size, open_study, total_of
+from mmsearch.search.study import (
+    TOTAL,
+    Counts,
+    OpenStudy,
+    count,
+    create_study,
+    grid_size,
+    open_study,
+    own_folder,
+    total_of,
+)
 from mmsearch.search.supervisor import STOP_GRACE_S, Supervisor
 from mmsearch.search.worker import Orders
+from mmsearch.texts import hide_passwords
 
 LOOK_S = 0.5  # between two looks for a study, or whether it has stopped
 STOPPED_S = STOP_GRACE_S + 30  # for all launchers to stop: they look once a second, and may have to kill
@@ -93,6 +104,7 @@ def join(
             dataset = load_dataset(config)
             check_init(config, dataset)
             opened.check(dataset.fingerprint)
+            own_folder(opened)
             team = _team(config, workers, places)
             for line in opening(config, dataset, *team, places):
                 progress.note(line)
@@ -232,7 +244,7 @@ def _keep_study_file(config: StudyConfig) -> None:
     url = tomllib.loads(text).get("study", {}).get("storage")
     if url:
         text = text.replace(url, hide_password(url))
-    write_text(config.paths.study_file, f"# {config.command('launch')}\n{text}")
+    write_text(config.paths.study_file, f"# {config.command('launch')}\n{hide_passwords(text)}")
 
 
 def _save_note(opened: OpenStudy) -> None:

@@ -295,7 +295,7 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
         notes = [] if stored is None else compare(config.study.name, stored, now)
         if stored != now:  # before anything else: whoever dies from here on leaves a study that is known as ours
             storage.set_study_system_attr(opened.id, FINGERPRINT, now)
-        _own_folder(opened)
+        own_folder(opened)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             opened.optuna.set_metric_names(list(config.study.metrics))
@@ -305,7 +305,7 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
     return opened, notes
 
 
-def _own_folder(opened: OpenStudy) -> None:
+def own_folder(opened: OpenStudy) -> None:
     """Mark the study's folder as its own; raises `StudyMismatch` where it holds the files of another of that name."""
     config = opened.config
     known = opened.storage.get_study_system_attrs(opened.id).get(IDENTITY)

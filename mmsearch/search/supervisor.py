@@ -127,6 +127,8 @@ class Supervisor:
             if isinstance(error, KeyError):  # Optuna's word for it
                 error = StorageError(f"the study {self.opened.config.study.name} was deleted while it was searched")
             self.end("the storage is out of reach", error)
+        except OSError as error:
+            self.end("a worker cannot be started", error)
 
     def _look_at_study(self) -> None:
         trials = self.opened.trials()
@@ -238,7 +240,8 @@ class Supervisor:
                 self._explained += 1
                 reason = "out of memory"
                 if self._prune(child):
-                    self._spawn(child.index)  # no loop: the trial counts in the total
+                    if self.ending is None:
+                        self._spawn(child.index)  # no loop: the trial counts in the total
                     return
             self._fail(child, f"the worker died ({reason})", self.search.max_retries)
         if self.ending is None:
