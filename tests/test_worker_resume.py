@@ -410,5 +410,5 @@ def test_a_search_that_is_stopped_goes_on_within_its_trial(
 def test_a_finished_search_leaves_no_checkpoint(mmsearch: Run, workspace: Path) -> None:
     text = TINY.replace("[search]", "[search]\ncheckpoint_every = 0.001")
     (workspace / "studies" / "digits.toml").write_text(text)
-    mmsearch("launch", "--workers", 2)
+    mmsearch("launch", "--trials", 3, "--workers", 2)
     all_at_rest(load_config(workspace / "studies" / "digits.toml"))
