@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def database(kind: str, folder: Path) -> Iterator[str]:
         return
     (folder / "server").mkdir()
     with serving(folder / "server") as server:
-        restarts = [later(SECONDS * share, lambda mode=mode: server.restart(mode)) for share, mode in RESTARTS]
+        restarts = [later(SECONDS * share, partial(server.restart, mode)) for share, mode in RESTARTS]
         yield server.url()
         for thread in restarts:
             thread.join()
