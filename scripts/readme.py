@@ -19,7 +19,9 @@ REFERENCE = ROOT / "docs" / "reference.md"
 COMMANDS = (
     "init",
     "launch",
+    "worker",
     "status",
+    "stop",
     "enqueue",
     "dashboard",
     "retrain-best",
@@ -27,6 +29,8 @@ COMMANDS = (
     "export",
     "data",
     "fetch",
+    "replay",
+    "clean",
 )
 INTRODUCTION = """# Reference
 
@@ -52,7 +56,8 @@ TOP_LEVEL = {
     "pyproject.toml": "the package, its dependencies and tools",
     "constraints.txt": "the exact versions that were tested",
     "Dockerfile": "one image for every service",
-    "docker-compose.yml": "PostgreSQL, workers that scale, the dashboard",
+    "docker-compose.yml": "PostgreSQL, the search, workers that scale, the dashboard",
+    "deploy/slurm.sh": "an array job for Slurm, each task a worker",
     "studies/digits.toml": "the default study, commented",
     "studies/smoke.toml": "a first try: seconds a trial",
     "studies/wide.toml": "every family of the factory",

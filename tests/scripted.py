@@ -36,7 +36,8 @@ if "mmsearch.search.worker" in sys.orig_argv:
 """
 LAUNCHER = """
 import sys
-if "mmsearch.search.worker" not in sys.orig_argv and {{"launch", "worker"}} & set(sys.orig_argv):
+commands = {{"launch", "worker", "status", "retrain-best"}} & set(sys.orig_argv)
+if commands and "mmsearch.search.worker" not in sys.orig_argv:
     import os, signal, time
     from pathlib import Path
     import mmsearch.search.launcher as launcher

@@ -21,6 +21,7 @@ import pytest
 from conftest import Start
 from optuna.trial import TrialState
 from servers import later, serving
+from test_search import workers_of
 
 from mmsearch.config import load_config
 from mmsearch.results.replay import replay
@@ -53,26 +54,12 @@ checkpoint_every = 0.5
 """
 
 
-def workers_of(launcher: int) -> list[int]:
-    """The process ids of a launcher's workers."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            line = (path / "cmdline").read_bytes()
-        except OSError:  # it has just ended
-            continue
-        if parent == launcher and b"mmsearch.search.worker" in line:
-            found.append(int(path.name))
-    return found
-
-
 def kill_workers(launcher: subprocess.Popen[str], rng: random.Random) -> int:
     """SIGKILL a random worker every few seconds, as long as faults are to come and the search lasts; how many."""
     killed, until = 0, time.monotonic() + SECONDS
     while time.monotonic() < until and launcher.poll() is None:
         time.sleep(KILL_EVERY_S)
-        running = workers_of(launcher.pid)
+        running = workers_of(launcher)
         if running:
             os.kill(rng.choice(running), signal.SIGKILL)
             killed += 1

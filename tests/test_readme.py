@@ -37,7 +37,7 @@ def test_the_made_parts_are_up_to_date() -> None:
 def test_every_command_has_a_line() -> None:
     done = subprocess.run([MMSEARCH, "--help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^  ([a-z-]+)  ", done.partition("Commands:")[2], re.M)
-    assert len(commands) == 10
+    assert len(commands) == 14
     for command in commands:
         assert f"| `mmsearch {command}` |" in README
         assert f"<code>mmsearch {command}</code>" in REFERENCE
@@ -58,6 +58,17 @@ def test_every_choice_has_a_line() -> None:
 def test_every_link_and_picture_is_there() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_each_row_of_the_fault_table_names_a_test_that_is_there() -> None:
+    table = README.partition("## What survives the night")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"\[(test_\w+)\]\((tests/test_\w+\.py)\)", row.rpartition(" | ")[2])
+        assert named, row
+        for name, file in named:
+            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), (name, file)
 
 
 @pytest.mark.slow

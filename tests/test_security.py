@@ -155,7 +155,7 @@ sys.addaudithook(watch)
 
 @pytest.mark.slow
 def test_no_process_unpickles_anything(mmsearch: Run, start: Start, workspace: Path, tmp_path: Path) -> None:
-    """A search that is stopped and goes on from its checkpoints, and what follows it, with an eye on the interpreter."""
+    """A search that is stopped and goes on from its checkpoints, and what follows it, while the interpreter tells."""
     site, log = tmp_path / "site", tmp_path / "pickles.log"
     site.mkdir()
     (site / "sitecustomize.py").write_text(WATCH)
@@ -210,7 +210,6 @@ def secret_url(role: str) -> str:  # noqa: F811
     """The URL of the test's database with a password, which the server asks for."""
     import psycopg
     from psycopg import sql
-
     from test_compose import PASSWORDS
 
     with psycopg.connect(role, password=PASSWORDS["POSTGRES_PASSWORD"], autocommit=True) as connection:
