@@ -17,7 +17,7 @@ from conftest import TINY, Run, Start
 from scripted import scripted
 from servers import later, serving
 from test_outage import hold
-from test_search import LONG, alive, finished, running, states, table, wait_for, workers_of
+from test_search import alive, finished, running, states, table, wait_for, workers_of
 
 from mmsearch.config import load_config
 from mmsearch.search.study import OpenStudy, open_study
@@ -103,12 +103,15 @@ def test_a_machine_that_vanishes_has_its_trial_gone_on_with(
     mmsearch: Run, start: Start, workspace: Path, tmp_path: Path
 ) -> None:
     """Its processes are killed, none of them is seen from here, and its last heartbeat is made an old one."""
-    text = LONG.replace("[search]", '[search]\npruner = "none"\ncheckpoint_every = 0.01')
+    text = STEADY.replace("[search]", "[search]\ncheckpoint_every = 0.01")
     (workspace / "studies" / "digits.toml").write_text(text)
     database = workspace / "storage" / "studies.db"
-    here = start("launch", "--trials", 4, "--workers", 1)
+    (tmp_path / "there").mkdir()
+    here = start("launch", "--trials", 4, "--workers", 1, env=scripted(tmp_path, worker=SLOWLY))
     wait_for(lambda: running(database))
-    there = start("worker", "--workers", 1, env=scripted(tmp_path, worker=ELSEWHERE, launcher=ELSEWHERE))
+    there = start(
+        "worker", "--workers", 1, env=scripted(tmp_path / "there", worker=ELSEWHERE + SLOWLY, launcher=ELSEWHERE)
+    )
 
     def elsewhere() -> list[int]:
         return [owner["pid"] for owner in running(database) if owner["machine"] == "elsewhere"]
