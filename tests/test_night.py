@@ -135,7 +135,9 @@ def test_a_machine_that_vanishes_has_its_trial_gone_on_with(
     rows = table(mmsearch)
     assert finished(rows) == 4
     assert states(rows).count("FAIL") == 1
-    assert "the worker was silent for 180 s" in rows[number]["reason"], rows[number]
+    with study_at(workspace, f"sqlite:///{database}") as opened:
+        reason = opened.trials()[number].user_attrs["fail_reason"]
+    assert reason.startswith("the worker was silent for 180 s")
     assert "from its checkpoint" in said
 
 
