@@ -38,7 +38,7 @@ lint: .venv/installed-dev
 
 test: lint
 	@echo "== 4. pytest"
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 test-fast: .venv/installed-dev
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n auto --maxprocesses 4 -m 'not slow'

@@ -15,6 +15,7 @@
 #        sbatch --array=0-7 --gres=gpu:1 --cpus-per-task=4 deploy/slurm.sh studies/digits.toml 500
 #
 #   mmsearch status studies/digits.toml    how it goes, from any machine that reaches the database
+#   scancel --state=PENDING JOBID          first, where tasks still wait: they would begin later, and go on
 #   mmsearch stop studies/digits.toml      ends it: all tasks hand their trials back, and end
 #   The same sbatch again                  more tasks, at any time; or goes on where it was, and the total stays exact
 #
@@ -62,7 +63,7 @@ fi
 worker=
 asked=
 # shellcheck disable=SC2317 # traps call it
-stop() { # a worker that is asked twice stops at once
+stop() { # a launcher that is asked twice stops at once
   if [[ -z $asked && -n $worker ]]; then kill -TERM "$worker" 2>/dev/null || true; fi
   if [[ $asked != cancel ]]; then asked=$1; fi
 }
@@ -80,6 +81,6 @@ while kill -0 "$worker" 2>/dev/null; do # a signal came, and it is ending its ep
 done
 
 if [[ $asked == time && $code -ne 0 ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # SLURM_JOB_ID is the whole array's for one of its tasks
 fi
 exit "$code"

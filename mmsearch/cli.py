@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mmsearch import cli_search
-from mmsearch.console import Downloads, Epochs, print_retrained, say
+from mmsearch.console import Downloads, Epochs, Forgiving, print_retrained, say
 from mmsearch.errors import MmsearchError, UsageError
 from mmsearch.options import (
     READING,
@@ -276,6 +276,7 @@ def _root(
 def main() -> None:
     """The `mmsearch` command: errors of the user become one sentence and an exit code."""
     signal.signal(signal.SIGTERM, _stop)
+    sys.stderr = Forgiving(sys.stderr)
     try:
         app()
     except MmsearchError as error:

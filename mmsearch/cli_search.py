@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +34,9 @@ from mmsearch.options import (
     config_of,
 )
 from mmsearch.paths import DEFAULT_STUDY
+
+if TYPE_CHECKING:
+    from mmsearch.search.launcher import Summary
 
 
 class Terminated(BaseException):
@@ -89,8 +92,7 @@ def launch(
         finally:
             progress.close()
     print_summary(config, summary)
-    if summary.counts.finished < summary.total:
-        say(f"go on with: {again}")
+    _say_how_to_go_on(summary, again)
     say("next:")
     say(f"  {config.command('dashboard', READING)}")
     say(f"  {config.command('retrain-best', RETRAINING)}")
@@ -145,8 +147,7 @@ def worker(
         finally:
             progress.close()
     print_summary(config, summary)
-    if summary.counts.finished < summary.total:
-        say(f"go on with: {again}")
+    _say_how_to_go_on(summary, again)
 
 
 def status(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: StudyName = None) -> None:
@@ -216,6 +217,14 @@ def dashboard(
     serve(
         config, host, port, os.environ.get(PASSWORD_VARIABLE), lambda url: say(f"dashboard at {url} (Ctrl-C ends it)")
     )
+
+
+def _say_how_to_go_on(summary: Summary, command: str) -> None:
+    """Where the study has not got its total yet, and a run would add to it."""
+    if summary.ended.startswith("patience_trials"):
+        say("a greater --patience-trials would go on")
+    elif summary.counts.finished < summary.total:
+        say(f"go on with: {command}")
 
 
 @contextmanager

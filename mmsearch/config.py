@@ -369,6 +369,8 @@ def _storage_url(text: str, base: Path, label: str) -> str:
             raise StudyFileError(f"{label} must name a SQLite file: worker processes cannot share one in memory")
         return f"{scheme}:///{_locate(name, base, 'storage', label)}"
     if dialect in ("postgresql", "postgres"):
+        if rest.partition("?")[0].count("@") > 1:
+            raise StudyFileError(f"{label}: a password with @ in it is written with %40, and / in it with %2F")
         return f"postgresql+{scheme.partition('+')[2] or 'psycopg'}://{rest}"
     raise StudyFileError(f'{label}: "{scheme}" is not offered; allowed are sqlite and postgresql')
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -18,6 +19,30 @@ if TYPE_CHECKING:
     from mmsearch.training.fit import EpochResult
 
 FRONT_ROWS = 10  # of the Pareto front that are printed
+
+
+class Forgiving:
+    """Standard error for a process whose work must not end since nobody reads what it says any more.
+
+    That is so where a terminal was closed, or the program that a pipe leads to has ended, as `tee` does at a Ctrl-C.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """All that can be written."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """What can be."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def say(text: str) -> None:
@@ -119,9 +144,12 @@ def print_summary(config: StudyConfig, summary: Summary) -> None:
         rate = summary.finished_here / summary.seconds * 3600
         print(f"time      {duration(summary.seconds)}, {rate:.0f} trials an hour in this run")
     else:
-        print("time      nothing was left to do")
+        left = summary.counts.finished < summary.total
+        print("time      no trial was finished in this run" if left else "time      nothing was left to do")
     print(f"ended     {summary.ended}")
-    assert summary.best is not None
+    if summary.best is None:
+        print("best      no trial is complete")
+        return
     _print_best(config.study.metrics, summary.best, summary.front, summary.defaults, summary.gain)
 
 
@@ -153,9 +181,10 @@ def _print_workers(opened: OpenStudy) -> None:
     if not running:
         print("workers   none has a trial")
         return
+    machines = plural(len({held.owner.get("host") for held in running}), "machine")
     silent = sum(held.silent > SILENT_AFTER_S for held in running)
     but = f", {silent} of them silent for more than {duration(SILENT_AFTER_S)}" if silent else ""
-    print(f"workers   {len(running)} on {plural(len({held.owner.get('host') for held in running}), 'machine')}{but}")
+    print(f"workers   {len(running)} on {machines}{but}")
     for held in running:
         who = (
             f"{held.owner['worker']}, process {held.owner['pid']} on {held.owner['host']}" if held.owner else "unknown"

@@ -49,7 +49,8 @@ Timeout = Annotated[
     str | None, typer.Option(metavar="TIME", help="End this run after so long: seconds, or such as 90m or 8h.")
 ]
 PatienceTrials = Annotated[
-    int | None, typer.Option(min=1, help="End the search after so many finished trials without a better one.")
+    int | None,
+    typer.Option(min=1, help="End this run after so many finished trials of the study without a better one."),
 ]
 MaxFailures = Annotated[int | None, typer.Option(min=1, help="Stop when so many trials in a row have failed.")]
 StorageTimeout = Annotated[

@@ -71,7 +71,7 @@ def uses(module: str, library: str, *, top_level: bool = False) -> bool:
 
 def test_the_sources_are_found() -> None:
     assert {"cli", "config", "data", "data.sources", "search.storage", "__init__"} <= set(SOURCES)
-    assert "mmsearch.training.fit.fit" in set(imports("search.objective"))
+    assert "mmsearch.training.fit.fit" in set(imports("search.folds"))
     assert "mmsearch.search.launcher.launch" in set(imports("cli_search"))
     assert "mmsearch.search.launcher.launch" not in set(imports("cli_search", top_level=True))
 

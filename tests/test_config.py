@@ -78,6 +78,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no such user": ('[study]\nfolder = "~nobody-is-called-so/x"', ("[study] folder", "~nobody-is-called-so")),
     "storage without scheme": ('[study]\nstorage = "studies.db"', ("[study] storage", "sqlite:///studies.db")),
     "storage of another kind": ('[study]\nstorage = "mysql://u@h/d"', ('"mysql"', "sqlite and postgresql")),
+    "storage with a bare @": ('[study]\nstorage = "postgresql://me:p@ss@h/d"', ("[study] storage", "%40")),
     "storage in memory": ('[study]\nstorage = "sqlite:///:memory:"', ("[study] storage", "must name a SQLite file")),
     "fraction": ("[data]\nfraction = 1.0", ("[data] fraction = 1", "less than 1")),
     "image shape too short": ("[data]\nimage_shape = [28]", ("[data] image_shape = [28]",)),

@@ -145,7 +145,7 @@ def test_the_tasks_of_an_array_share_one_search(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "again"), [(signal.SIGUSR1, ["requeue 73"]), (signal.SIGTERM, [])])
+@pytest.mark.parametrize(("signum", "again"), [(signal.SIGUSR1, ["requeue 70_3"]), (signal.SIGTERM, [])])
 def test_a_task_whose_time_is_up_hands_its_trial_back_and_queues_itself_again(
     mmsearch: Run,
     submit: Submit,
@@ -182,7 +182,7 @@ def test_a_signal_at_once(submit: Submit, tmp_path: Path) -> None:
     _, said = task.communicate(timeout=60)
     assert task.returncode in (143, 0), said
     assert "Traceback" not in said
-    assert requeued(tmp_path) == (["requeue 73"] if task.returncode else [])
+    assert requeued(tmp_path) == (["requeue 70_3"] if task.returncode else [])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from optuna.trial import TrialState, create_trial
 from servers import Proxy, Server, free_port, later, serving
 
 from mmsearch.errors import StorageError, StorageLost, UsageError
+from mmsearch.search.database import CREATION_LOCK, creation_lock
 from mmsearch.search.outage import is_outage, is_refusal, storage_error
 from mmsearch.search.storage import SLOT, Storage, open_storage
 
@@ -435,6 +436,34 @@ def test_what_follows_from_a_lost_connection_is_an_outage_too() -> None:
     assert not is_outage(later_one)
     later_one.__context__ = broken(sqlite3.SQLITE_BUSY)
     assert is_outage(later_one)
+
+
+def test_a_name_in_an_error_is_not_taken_for_its_kind() -> None:
+    text = 'connection to server at "certificate-db.lan", port 5432 failed: Connection refused'
+    error = sa.exc.OperationalError("connect", {}, Exception(text))
+    assert (is_outage(error), is_refusal(error)) == (True, False)
+    error = sa.exc.OperationalError("connect", {}, Exception("SSL error: certificate verify failed"))
+    assert (is_outage(error), is_refusal(error)) == (False, True)
+
+
+def test_the_states_of_another_driver_are_read_too() -> None:
+    class Full(Exception):
+        pgcode = "53100"
+
+    error = sa.exc.OperationalError("INSERT", {}, Full("no space"))
+    assert (is_outage(error), is_refusal(error)) == (False, True)
+
+
+def test_making_a_study_holds_its_lock_though_the_server_ends_idle_transactions(
+    server: Server, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.execute(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '200ms'")
+    with creation_lock(server.url(database)):
+        time.sleep(0.6)
+        engine = sa.create_engine(server.url(database), poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            free = connection.execute(sa.select(sa.func.pg_try_advisory_lock(CREATION_LOCK))).scalar_one()
+        assert not free
 
 
 def test_an_error_without_an_end_is_read_to_its_end() -> None:

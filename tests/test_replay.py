@@ -21,8 +21,9 @@ from test_search import running, wait_for
 
 from mmsearch.config import load_config
 from mmsearch.errors import StudyMismatch, UsageError
-from mmsearch.results.replay import REPORTED, Replay, replay
+from mmsearch.results.replay import REPORTED, Replay, _changes_on_the_way, replay
 from mmsearch.results.verdict import render
+from mmsearch.search.study import open_study
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -330,3 +331,33 @@ def test_any_log_is_read(tmp_path_factory: pytest.TempPathFactory, lines: list[s
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     rows = _last_attempt(path)
     assert len({row.get("attempt") for row in rows.values()}) <= 1
+
+
+@pytest.mark.slow
+def test_a_trial_that_went_on_with_other_threads_is_replayed_so(mmsearch: Run, start: Start, workspace: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("on one core every worker has one thread")
+    text = TINY.replace("max_epochs = 3", "max_epochs = 12\npatience = 12").replace("rows = 400", "rows = 2000")
+    (workspace / "studies" / "digits.toml").write_text(text)
+    first = start("launch", "--trials", 1, "--workers", 1)
+    log = workspace / "storage" / "digits" / "trials" / "0" / "metrics.jsonl"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 2)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    cores = len(os.sched_getaffinity(0))
+    assert "from its checkpoint" in mmsearch("launch", "--trials", 1, "--workers", cores).stderr
+    with open_study(load_config(workspace / "studies" / "digits.toml")) as opened:
+        run = opened.trials()[0].user_attrs["run"]
+    assert [segment["threads"] for segment in run["before"]] == [cores]
+    assert run["threads"] == 1
+    assert "the same exactly" in mmsearch("replay", 0).stdout
+
+
+def test_where_a_trial_began_elsewhere_is_said() -> None:
+    run = {"threads": 1, "hardware": "here", "device": "cpu", "versions": {"numpy": "2"}}
+    before = [{"epochs": 3, "threads": 2, "hardware": "there", "device": "cpu", "versions": {"numpy": "1"}}]
+    told = list(_changes_on_the_way({**run, "before": before}, run))
+    assert [(change.what, change.stored, change.now) for change in told] == [
+        ("hardware of epochs 1 to 3", "there", "here"),
+        ("numpy of epochs 1 to 3", "1", "2"),
+    ]

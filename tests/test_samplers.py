@@ -211,6 +211,14 @@ def test_a_gaussian_process_starts_from_nothing_and_lives_with_torn_proposals(ma
         assert inside(config.dimensions, other.params)
 
 
+def test_a_gaussian_process_that_starts_at_once_waits_for_its_first_trial(make: Make) -> None:
+    config = make("gp", search__startup_trials=0)
+    search(config, 0)
+    with open_study(config) as opened:
+        for _ in range(3):  # workers at once, before any of them is done
+            suggest(config.dimensions, opened.optuna.ask())
+
+
 def test_a_gaussian_process_does_not_stay_at_the_end_of_a_range(make: Make) -> None:
     config = make("gp", space='[space]\n"head.dropout" = { low = 0.0, high = 0.5 }')
     found = [t.params["head.dropout"] for t in search(config, 14, score=lambda h: [h["head.dropout"]])]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from conftest import ROOT, TINY, Run, environment
@@ -65,7 +66,7 @@ def dangers(source: str) -> list[str]:
         if isinstance(node, ast.Import):
             names = [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}", *(f"{node.module}.{name.name}" for name in node.names)]
+            names = [f"{node.module}.{name.name}" for name in node.names]
         found += [name for name in names if name in UNPICKLES or name.split(".")[0] in UNPICKLES]
         if not isinstance(node, ast.Call):
             continue
@@ -467,7 +468,9 @@ def test_no_other_path_leads_to_an_artifact(tmp_path: Path) -> None:
         optuna_dashboard.wsgi(storage, artifact_store=FileSystemArtifactStore(str(tmp_path / "artifacts"))), None
     )
     number = study._study_id
-    extra: dict[str, Any] = {"wsgi.input": None, "QUERY_STRING": "", "SCRIPT_NAME": ""}
+    extra: dict[str, Any] = {"HTTP_ACCEPT_ENCODING": ""}
+    setup_testing_defaults(extra)
+    del extra["PATH_INFO"], extra["REQUEST_METHOD"], extra["HTTP_HOST"]
     status, headers, body = asked(app, f"/artifacts/{number}/{name}", **extra)
     assert (status, body, headers["content-type"]) == ("200 OK", b"<script>", "application/octet-stream")
     for path in (

@@ -20,7 +20,7 @@ from optuna.trial import TrialState, create_trial
 
 from mmsearch.config import hide_password
 from mmsearch.errors import BudgetExhausted, GridExhausted, StorageError, UsageError
-from mmsearch.search.database import creation_lock
+from mmsearch.search.database import creation_lock, sqlite_path
 from mmsearch.search.storage import OWNER, SLOT, Storage, open_storage
 
 
@@ -307,6 +307,14 @@ def test_a_storage_out_of_reach_is_one_sentence_without_the_password(url: str, e
         open_storage(url)
     assert "secret" not in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_sqlite_url_may_have_options(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}?timeout=30"
+    with creation_lock(url):
+        open_storage(url, create=True).engine.dispose()
+    assert sqlite_path(url) == tmp_path / "a.db"
+    open_storage(url).engine.dispose()
 
 
 def test_who_only_reads_does_not_write_into_tables_that_another_is_making(storage_url: str) -> None:

@@ -149,6 +149,8 @@ def test_a_gpu_that_is_not_there_is_refused_before_there_is_a_study(mmsearch: Ru
     assert "907" in said
     assert len(said.splitlines()) == 1
     assert not (workspace / "storage").exists()
+    said = mmsearch("launch", "--gpus", "0", "--device", "cpu", code=2).stderr
+    assert "GPUs are chosen (gpus = [0]), but the device is the cpu" in said
 
 
 # Patience over trials
@@ -202,7 +204,11 @@ def test_patience_ends_the_search_by_name(mmsearch: Run) -> None:
     rows = table(mmsearch)
     assert 4 <= finished(rows) < 300
     assert "RUNNING" not in states(rows)
-    assert "go on with: mmsearch launch --trials 300 --patience-trials 3 --workers 2" in done.stderr
+    assert "a greater --patience-trials would go on" in done.stderr
+    again = mmsearch("launch", "--trials", 300, "--patience-trials", 3, "--workers", 2)
+    assert "ended     patience_trials: " in again.stdout
+    assert "is ready" not in again.stderr  # no worker was started for nothing
+    assert table(mmsearch) == rows
 
 
 # Time
@@ -406,6 +412,7 @@ def test_the_kernel_kills_a_worker_for_want_of_memory(
 
 def test_signals_raise_ask_insist_or_wait() -> None:
     asked: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
     with Signals() as signals:
         with pytest.raises(Interrupted) as caught:
             send(signal.SIGTERM)
@@ -422,7 +429,61 @@ def test_signals_raise_ask_insist_or_wait() -> None:
         signals.finishing()
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(lambda: signals.insisted)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_what_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a hang-up is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+            assert signals.first is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def finished_epochs(workspace: Path) -> int:
+    """Epochs of all trials, as their logs have them."""
+    logs = (workspace / "storage" / "digits" / "trials").glob("*/metrics.jsonl")
+    return sum(len(log.read_text().splitlines()) for log in logs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_nobody_has_to_read_what_a_search_says(
+    mmsearch: Run, start: Start, workspace: Path, signum: int, code: int
+) -> None:
+    """Its terminal is closed, or Ctrl-C has ended the `tee` that it is piped to as well."""
+    database = study(workspace, LONG, checkpoint_every=1000)
+    launcher = start("launch", "--trials", 4, "--workers", 2)
+    wait_for(lambda: len(running(database)) == 2 and finished_epochs(workspace) > 3)
+    pids = workers_of(launcher)
+    assert launcher.stderr is not None
+    assert launcher.stdout is not None
+    launcher.stderr.close()
+    launcher.stdout.close()
+    os.kill(launcher.pid, signum)
+    assert launcher.wait(90) == code
+    assert all_gone(pids)
+    assert states(table(mmsearch)) == ["WAITING", "WAITING"]
+    assert len(list((workspace / "storage" / "digits").glob("trials/*/checkpoint.pt"))) == 2
+
+
+@pytest.mark.slow
+def test_a_signal_to_launcher_and_workers_keeps_their_epochs(mmsearch: Run, start: Start, workspace: Path) -> None:
+    """As a service manager sends it: the workers get a second one from their launcher."""
+    database = study(workspace, LONG, checkpoint_every=1000)
+    launcher = start("launch", "--trials", 4, "--workers", 2)
+    wait_for(lambda: len(running(database)) == 2 and finished_epochs(workspace) > 3)
+    for pid in (*workers_of(launcher), launcher.pid):
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    _, said = launcher.communicate(timeout=90)
+    assert launcher.returncode == 143, said
+    assert states(table(mmsearch)) == ["WAITING", "WAITING"]
+    assert len(list((workspace / "storage" / "digits").glob("trials/*/checkpoint.pt"))) == 2
 
 
 @pytest.mark.parametrize("step", ["load_dataset", "create_study"])

@@ -106,12 +106,12 @@ def test_a_full_disk_hands_the_trial_back_in_one_sentence(mmsearch: Run, workspa
         assert not [trial for trial in opened.trials() if trial.state == TrialState.FAIL]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
 def test_what_cannot_be_written_is_told_from_other_errors(number: int) -> None:
     told = disk_full(OSError(number, os.strerror(number), "/some/file"))
     assert str(told).startswith(f"/some/file: cannot be written: {os.strerror(number)}; ")
     assert "\n" not in str(told)
-    assert disk_full(OSError(errno.EIO, "?", "/some/file")) is None
+    assert disk_full(OSError(errno.ENOENT, "?", "/some/file")) is None
     assert disk_full(ValueError("no space")) is None
     known = DiskFull("known")
     assert disk_full(known) is known
@@ -219,7 +219,7 @@ def fails_with(error: Exception, config: StudyConfig, monkeypatch: pytest.Monkey
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "PRUNED"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "PRUNED"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "FAIL"),
-        (OSError(errno.EIO, "Input/output error"), "FAIL"),
+        (OSError(errno.ENOENT, "No such file or directory"), "FAIL"),
         (ZeroDivisionError("division by zero"), "FAIL"),
     ],
 )

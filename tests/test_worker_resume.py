@@ -23,8 +23,11 @@ from mmsearch.config import StudyConfig, load_config
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import StorageLost
 from mmsearch.search.objective import Objective, Stopped
+from mmsearch.search.storage import Storage
 from mmsearch.search.study import OpenStudy, create_study, open_study
 from mmsearch.search.worker import Stop, run_trial
+from mmsearch.training.augmentation import Augmentation
+from mmsearch.training.batches import Batch
 from mmsearch.training.checkpoints import load_checkpoint, save_checkpoint
 from mmsearch.training.fit import EpochResult
 
@@ -412,3 +415,40 @@ def test_a_finished_search_leaves_no_checkpoint(mmsearch: Run, workspace: Path) 
     (workspace / "studies" / "digits.toml").write_text(text)
     mmsearch("launch", "--trials", 3, "--workers", 2)
     all_at_rest(load_config(workspace / "studies" / "digits.toml"))
+
+
+def test_an_epoch_that_broke_off_is_no_checkpoint(
+    configured: Callable[..., StudyConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory ends in mid-epoch, and then the storage is away: what was saved before that epoch stays."""
+    expected, epochs = undisturbed(configured(STUDIES["holdout"], "undisturbed"))
+    config = configured(STUDIES["holdout"])
+    steps = 0
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise StorageLost("away")
+
+    with studied(config) as opened:
+        trial = opened.optuna.ask()
+        made = Objective(config, load_dataset(config), CPU)
+        with monkeypatch.context() as patch:
+            augment = Augmentation.__call__
+
+            def breaks(self: Augmentation, batch: Batch) -> object:
+                nonlocal steps
+                if len(made._attempt.training.results[0]) == 2 if made._attempt else False:
+                    steps += 1
+                    if steps == 3:
+                        raise MemoryError
+                return augment(self, batch)
+
+            patch.setattr(Augmentation, "__call__", breaks)
+            patch.setattr(Storage, "prune", fail)
+            with pytest.raises(StorageLost):
+                run_trial(opened, made, trial, lambda event, **fields: None, Stop())
+        assert steps == 3
+        assert opened.storage.hand_back(trial._trial_id)
+        again = opened.optuna.ask()
+        run_trial(opened, Objective(config, load_dataset(config), CPU), again, lambda event, **fields: None, Stop())
+        same(opened.trials()[0], expected)
+    assert history(config, 0) == epochs

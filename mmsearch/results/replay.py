@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def replay(
     """Train a trial again, from its stored parameters and seed, with as many threads as then, where it can on the same
     device; for as many epochs as were stored of it.
 
+    A trial that went on with another number of threads does so here, at the same epoch.
     Trains nothing but that: the study, its files and torch's number of threads stay as they are. `on_plan` is told the
     trial and its number of epochs, at most, `on_epoch` each fold and epoch. Raises `UsageError` for a trial that is not
     there, has not ended, or has no epochs, and `StudyMismatch` where the study file is not the one it was searched
@@ -133,7 +134,7 @@ def replay(
         device = _device(config, run)
         before = hardware(device)["threads"]
         try:
-            use_threads(run.get("threads", before))
+            use_threads(_threads(run, 0, before))
             hyperparameters = restore(config.dimensions, trial.params)
             training = TrialTraining(
                 config,
@@ -147,7 +148,7 @@ def replay(
             epochs: list[tuple[int, EpochResult]] = []
             failed: str | None = None
             try:
-                for fold, result in _as_far(training, stored):
+                for fold, result in _as_far(training, stored, lambda done: use_threads(_threads(run, done, before))):
                     epochs.append((fold, result))
                     on_epoch(fold, result)
                     compared += _compare(training, stored, fold, result)
@@ -168,7 +169,7 @@ def replay(
             tuple(epochs),
             tuple(compared),
             _short(training, stored, trial, len(epochs), failed),
-            tuple(_changes(run, now)),
+            (*_changes(run, now), *_changes_on_the_way(run, now)),
             tolerance,
         )
 
@@ -215,13 +216,28 @@ def _last_attempt(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
     return {(row.get("fold", 1), row["epoch"]): row for row in rows if row.get("attempt") == rows[-1].get("attempt")}
 
 
-def _as_far(training: TrialTraining, stored: _Stored) -> Iterator[tuple[int, EpochResult]]:
-    """The epochs of a training, up to the last one of which something is stored."""
+def _as_far(
+    training: TrialTraining, stored: _Stored, on_begin: Callable[[int], None]
+) -> Iterator[tuple[int, EpochResult]]:
+    """The epochs of a training, up to the last one of which something is stored.
+
+    `on_begin` is told before each how many are over.
+    """
     folds = max(stored.reports, default=0) if training.config.folds > 1 else 0
-    for count, (fold, result) in enumerate(training, 1):
+    count = 0
+    while not training.over:
+        on_begin(count)
+        fold, result = next(training)
+        count += 1
         yield fold, result
         if count >= stored.epochs and (not folds or training.ended(folds)):
             return
+
+
+def _threads(run: Mapping[str, Any], done: int, otherwise: int) -> int:
+    """With how many threads a trial trained its next epoch when so many were over: a search may go on with others."""
+    here = next((segment for segment in run.get("before", ()) if done < segment["epochs"]), run)
+    return int(here.get("threads", otherwise))
 
 
 def _compare(training: TrialTraining, stored: _Stored, fold: int, result: EpochResult) -> Iterator[Compared]:
@@ -280,6 +296,22 @@ def _now(dataset: Dataset, machine: Mapping[str, Any], device: str) -> dict[str,
         "threads": machine["threads"],
         "device": device,
     }
+
+
+def _changes_on_the_way(run: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
+    """What was another for a trial's first epochs, before it went on elsewhere; not its threads, which are replayed."""
+    first = 1
+    for segment in run.get("before", ()):
+        last = segment["epochs"]
+        stored = {key: value for key, value in segment.items() if key not in ("epochs", "threads")}
+        for change in _changes(stored, {key: now[key] for key in stored}):
+            if change.stored != _text(run, change.what):  # else it is told of the whole trial
+                yield replace(change, what=f"{change.what} of epochs {first} to {last}")
+        first = last + 1
+
+
+def _text(run: Mapping[str, Any], what: str) -> str:
+    return str({**run.get("versions", {}), **run}.get(what))
 
 
 def _changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:

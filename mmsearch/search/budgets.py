@@ -73,7 +73,7 @@ def trials_since_gain(trials: Sequence[FrozenTrial], signs: Sequence[int]) -> in
 
 
 class Signals:
-    """SIGINT and SIGTERM while the block runs.
+    """SIGINT, SIGTERM and, where it is not ignored as under nohup, SIGHUP while the block runs.
 
     While a search is prepared, the first one raises `Interrupted`. From `asking` on, the first one calls what it was
     given, and the second raises; from `finishing` on none does: what is left is quick and must not be cut short. Only a
@@ -89,7 +89,10 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that was closed
+                numbers.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:

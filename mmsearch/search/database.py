@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,21 @@ def creation_lock(url: str) -> Iterator[None]:
             os.close(handle)
         return
     try:
-        engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_connection(url))
-        connection = engine.connect()
+        # without a transaction, which a server may end for being idle, and the lock with it
+        arguments = {**engine_settings(url), "isolation_level": "AUTOCOMMIT", "poolclass": sa.NullPool}
+        connection = sa.create_engine(url, **arguments).connect()
+        connection.execute(sa.select(sa.func.pg_advisory_lock(CREATION_LOCK)))  # ends with the connection
     except (ImportError, ValueError, sa.exc.ArgumentError) as error:
         raise url_error(url, error) from None
     except sa.exc.SQLAlchemyError as error:
         raise storage_error(url, error) from None
-    with connection:
-        connection.execute(sa.select(sa.func.pg_advisory_lock(CREATION_LOCK)))  # ends with the connection
+    try:
         yield
+    finally:
+        with suppress(sa.exc.SQLAlchemyError):  # it was cut meanwhile
+            connection.close()
 
 
 def sqlite_path(url: str) -> Path | None:
     """The file of a SQLite database; None for another database."""
-    return Path(url.split(":///", 1)[1]) if url.startswith("sqlite") else None
+    return Path(sa.make_url(url).database or "") if url.startswith("sqlite") else None

@@ -88,6 +88,7 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
         self.config, self.prepared, self.hyperparameters = config, prepared, hyperparameters
         self.first_number, self.device, self.on_note = first_number, device, on_note
         self.results: list[list[EpochResult]] = [[]]  # a list a fold; the last one may not be whole
+        self.whole = True  # between two epochs; not after one that broke off
         self.model, self._training = self._begin(1)
         self.parameters = self.model.parameter_count()
 
@@ -108,12 +109,14 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
     def __next__(self) -> tuple[int, EpochResult]:
         if self.over:
             raise StopIteration
+        self.whole = False
         if self._training.over:
             self.results.append([])
             self.model, self._training = self._begin(self.fold)
         with memory_told(self.device):
             result = next(self._training)
         self.results[-1].append(result)
+        self.whole = True
         return self.fold, result
 
     def value_of(self, result: EpochResult) -> float:
@@ -137,7 +140,7 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
         return fmean(getattr(valid, metric) for valid in best)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands after the last epoch, the history included, as `Training.state_dict`."""
+        """Where it stands after the last epoch, the history included, as `Training.state_dict`; only while `whole`."""
         history = [[result.to_dict() for result in results] for results in self.results]
         return {"history": history, "training": self._training.state_dict()}
 

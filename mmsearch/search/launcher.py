@@ -18,7 +18,7 @@ from mmsearch.config import StudyConfig, hide_password
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, StorageError
 from mmsearch.paths import write_text
-from mmsearch.search.budgets import Budgets, Signals
+from mmsearch.search.budgets import STOP_COMMAND, Budgets, Signals
 from mmsearch.search.machine import cores, still_runs
 from mmsearch.search.opening import check_init, default_workers, devices, opening
 from mmsearch.search.progress import Progress, duration, plural
@@ -67,10 +67,11 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     """Search until the study has its total of complete and pruned trials, or a budget of `[search]` is spent.
 
     `workers` processes share the machine's cores evenly; by default there is one a core, at most 8, or
-    `workers_per_gpu` a GPU. `progress` shows events; None shows nothing. The first SIGINT or SIGTERM lets workers end
-    their epochs and hand their trials back, the second stops at once; both raise `Interrupted`. `mmsearch stop`, from
-    any machine, does what the first one does. Raises `SearchFailed` where workers or trials fail again and again,
-    `StorageLost` where the storage stays away, and `NoCompletedTrial` where the search ends without one.
+    `workers_per_gpu` a GPU. `progress` shows events; None shows nothing. The first SIGINT, SIGTERM or SIGHUP lets
+    workers end their epochs and hand their trials back, the second stops at once; both raise `Interrupted`. `mmsearch
+    stop`, from any machine, does what the first one does, and then there may be no best trial. Raises `SearchFailed`
+    where workers or trials fail again and again, `StorageLost` where the storage stays away, and `NoCompletedTrial`
+    where the search ends without one.
     """
     progress = progress or Progress()
     with _prepared(progress) as signals:
@@ -201,7 +202,10 @@ def _search(
     orders = Orders(config, "", 0, total, threads)
     supervisor = Supervisor(opened, orders, Budgets(opened, started, token), signals, progress)
     supervisor.reap()
-    if count(opened.trials()).finished < total:
+    trials = opened.trials()
+    if count(trials).finished < total and (spent := supervisor.budgets.spent(trials)) is not None:
+        supervisor.end(spent)
+    elif count(trials).finished < total:
         note = threading.Thread(target=_save_note, args=(opened,), daemon=True)
         note.start()
         try:
@@ -222,7 +226,7 @@ def _search(
     else:
         ended = f"the study has its {plural(total, 'trial')}"
     best = opened.best(trials)
-    if best is None:
+    if best is None and not (ending is not None and ending.reason == STOP_COMMAND):
         why = f" ({ending.reason})" if ending is not None else ""
         raise NoCompletedTrial(f"study {config.study.name}: the search has ended{why}, and {opened.why_none(trials)}")
     return Summary(

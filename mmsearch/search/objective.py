@@ -96,11 +96,12 @@ class Objective:
         self.on_epoch, self.on_note, self.should_stop = on_epoch, on_note, should_stop
         self.preparation = Preparation(config, dataset)
         self._attempt: _Attempt | None = None
+        self._checkpoint: Path | None = None  # of the trial that was trained last
         self._noted = False
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
         """Train one trial."""
-        self._attempt = None
+        self._attempt = self._checkpoint = None
         path = self.config.paths.epochs(trial.number)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -110,7 +111,7 @@ class Objective:
                 self._go_on(attempt, log)
                 self._train(attempt, log)
                 values = self._values(attempt.training)
-        except (Stopped, KeyboardInterrupt, StorageError, StorageInternalError, UpdateFinishedTrialError, OSError):
+        except (Stopped, StorageError, StorageInternalError, UpdateFinishedTrialError, OSError):
             raise  # it is trained on, here or elsewhere
         except Exception:
             if self._attempt is not None:
@@ -123,18 +124,19 @@ class Objective:
     def save(self) -> None:
         """Write the checkpoint of the trial that was trained last, where an epoch of it is over; raises `OSError`.
 
-        To be called between epochs.
+        Nothing is written of an epoch that broke off: the checkpoint before it stays.
         """
         attempt = self._attempt
-        if attempt is not None and attempt.training.results[0]:
-            state = {"belongs": attempt.belongs, "training": attempt.training.state_dict()}
+        if attempt is not None and attempt.training.results[0] and attempt.training.whole:
+            run = {key: value for key, value in attempt.run.items() if key not in attempt.belongs}
+            state = {"belongs": attempt.belongs, "run": run, "training": attempt.training.state_dict()}
             save_checkpoint(self.config.paths.checkpoint(attempt.first), state)
 
     def forget(self) -> None:
         """Delete the checkpoint of the trial that was trained last, which has ended; raises `OSError`."""
-        if self._attempt is not None:
-            self.config.paths.checkpoint(self._attempt.first).unlink(missing_ok=True)
-        self._attempt = None
+        if self._checkpoint is not None:
+            self._checkpoint.unlink(missing_ok=True)
+        self._attempt = self._checkpoint = None
 
     def _begin(self, trial: optuna.Trial) -> _Attempt:
         """What a trial trains, and from what; kept with the trial, so that it can be told why a replay differs."""
@@ -142,6 +144,7 @@ class Objective:
         hyperparameters = suggest(config.dimensions, trial)
         attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
         first = attrs.get("failed_trial", trial.number)
+        self._checkpoint = config.paths.checkpoint(first)
         run = {
             "seed": trial_seed(config, first),
             "threads": torch.get_num_threads(),
@@ -182,12 +185,21 @@ class Objective:
             self.on_note(f"trial {number} begins anew: {path}: the checkpoint is of other {' and '.join(other)}")
             return
         training.load_state_dict(held["training"])
+        self._remember(attempt, held["run"])
         last = training.results[-1][-1]
         within = f" of fold {training.fold}" if self.config.folds > 1 else ""
         self.on_note(f"trial {number} goes on after epoch {last.epoch}{within}, from its checkpoint")
         for fold, results in enumerate(training.results, 1):
             for result in results:
                 self._tell(attempt, log, fold, result, heed=result is last)
+
+    def _remember(self, attempt: _Attempt, before: dict[str, Any]) -> None:
+        """Keep with the trial on what its epochs so far were trained, where that is not what the next ones will be."""
+        segments = before.pop("before", [])
+        if segments or any(attempt.run[key] != value for key, value in before.items()):
+            epochs = sum(map(len, attempt.training.results))
+            attempt.run["before"] = [*segments, {"epochs": epochs, **before}]
+            attempt.trial.set_user_attr("run", attempt.run)
 
     def _train(self, attempt: _Attempt, log: TextIO) -> None:
         """Train what is left."""

@@ -64,11 +64,11 @@ def is_outage(error: BaseException) -> bool:
         return False
     if isinstance(found.orig, sqlite3.Error):
         return _sqlite_code(found.orig) in LOCKED
-    state = getattr(found.orig, "sqlstate", None)
+    state = _state(found)
     if state is not None:
         return found.connection_invalidated or AWAY.fullmatch(state) is not None
     broken = found.connection_invalidated or isinstance(found, sa.exc.OperationalError | sa.exc.InterfaceError)
-    return broken and not REFUSED_IN_WORDS.search(str(found.orig))
+    return broken and not REFUSED_IN_WORDS.search(_words(found))
 
 
 def is_locked(error: BaseException) -> bool:
@@ -84,8 +84,8 @@ def is_refusal(error: BaseException) -> bool:
         return False
     if isinstance(found.orig, sqlite3.Error):
         return _sqlite_code(found.orig) in SQLITE_ADVICE
-    state = getattr(found.orig, "sqlstate", None)
-    return bool(REFUSED.fullmatch(state) if state is not None else REFUSED_IN_WORDS.search(str(found.orig)))
+    state = _state(found)
+    return bool(REFUSED.fullmatch(state) if state is not None else REFUSED_IN_WORDS.search(_words(found)))
 
 
 def storage_error(url: str, error: BaseException) -> StorageError:
@@ -216,9 +216,9 @@ def _advice(error: BaseException) -> str | None:
         return None
     if isinstance(found.orig, sqlite3.Error):
         return SQLITE_ADVICE.get(_sqlite_code(found.orig))
-    state = getattr(found.orig, "sqlstate", None)
+    state = _state(found)
     for states, words, advice in ADVICE:
-        if re.fullmatch(states, state) if state else words and re.search(words, str(found.orig)):
+        if re.fullmatch(states, state) if state else words and re.search(words, _words(found)):
             return advice
     return None
 
@@ -234,6 +234,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.append(error)
         error = error.__cause__ or error.__context__
+
+
+def _state(error: sa.exc.DBAPIError) -> str | None:
+    """PostgreSQL's state, as psycopg or psycopg2 has it."""
+    state: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return state
+
+
+def _words(error: sa.exc.DBAPIError) -> str:
+    """What the driver says, without the names that it quotes, such as a host's."""
+    return re.sub(r'"[^"]*"', '""', str(error.orig))
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

@@ -94,7 +94,8 @@ def build_sampler(config: StudyConfig) -> BaseSampler:
     def gp(seed: int) -> BaseSampler:
         always = {name: varying[name] for name in unconditional(space)}
         rest = TPESampler(seed=seed, n_startup_trials=search.startup_trials)
-        return GaussianProcess(always, seed=seed, n_startup_trials=search.startup_trials, independent_sampler=rest)
+        first = max(1, search.startup_trials)  # it has nothing to learn from before
+        return GaussianProcess(always, seed=seed, n_startup_trials=first, independent_sampler=rest)
 
     def nsga2(seed: int) -> BaseSampler:
         with _no_word_of_experiments():

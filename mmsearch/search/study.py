@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,7 @@ TOTAL = "mmsearch:total"
 IDENTITY = "mmsearch:id"
 STOP = "mmsearch:stop"
 SILENT_AFTER_S = 120.0  # a heartbeat comes every 30 s; a native call can hold it up for a while
+PATIENCE = "patience"  # of an owner: how many seconds it waits for its storage
 BEAT_AGAIN_S = 60.0  # after which, at the latest, a worker beats again that has waited for its storage
 
 
@@ -183,21 +185,43 @@ class OpenStudy:
 
         Returns each such trial's number with the number of its retry, if it gets one.
         """
-        longest = max(SILENT_AFTER_S, self.config.search.storage_timeout + BEAT_AGAIN_S)
         silences = self.storage.silences(self.id)
         found: list[tuple[int, int | None]] = []
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.system_attrs.get(OWNER, {})
             runs = still_runs(owner)
+            patience = max(self.config.search.storage_timeout, owner.get(PATIENCE, 0))
+            longest = max(SILENT_AFTER_S, patience + BEAT_AGAIN_S)
             if runs or (runs is None and silences.get(trial._trial_id, 0) <= longest):
                 continue  # a living owner may be silent, as after a laptop's sleep
             reason = f"the worker died (process {owner.get('pid')} on {owner.get('host')})"
             if runs is None:
                 reason = f"the worker was silent for {longest:.0f} s (on {owner.get('host', 'an unknown host')})"
-            was_running, retry = self.storage.fail(trial._trial_id, reason, self.config.search.max_retries, owner)
+            was_running, retry = self.fail(trial, reason, self.config.search.max_retries)
             if was_running:
                 found.append((trial.number, retry))
         return found
+
+    def fail(self, trial: FrozenTrial, reason: str, max_retries: int) -> tuple[bool, int | None]:
+        """As `Storage.fail`, for the owner that the trial has; without a retry, its checkpoint goes too."""
+        owner = trial.system_attrs.get(OWNER, {})
+        was_running, retry = self.storage.fail(trial._trial_id, reason, max_retries, owner)
+        if was_running and retry is None:
+            self._forget_checkpoint(trial)
+        return was_running, retry
+
+    def prune(self, trial: FrozenTrial, reason: str, constraints: Mapping[str, float]) -> bool:
+        """As `Storage.prune`, for the owner that the trial has; its checkpoint goes too."""
+        owner = trial.system_attrs.get(OWNER, {})
+        pruned = self.storage.prune(trial._trial_id, reason, constraints, owner)
+        if pruned:
+            self._forget_checkpoint(trial)
+        return pruned
+
+    def _forget_checkpoint(self, trial: FrozenTrial) -> None:
+        first = trial.system_attrs.get("failed_trial", trial.number)
+        with suppress(OSError):  # `mmsearch clean` removes it
+            self.config.paths.checkpoint(first).unlink(missing_ok=True)
 
     def running(self) -> list[Running]:
         """The running trials, by number."""

@@ -55,6 +55,7 @@ class Supervisor:
         self._deaths_in_a_row = 0
         self._deaths: Counter[int] = Counter()  # by the worker's index, since its last epoch
         self._explained = 0  # of the kernel's kills for want of memory
+        self._vacant: deque[int] = deque()  # indices of workers to be replaced
         self._events: Events = queue.Queue()
         self._clock = 0.0  # seconds in which this process was awake
         self._ticked = self._refreshed = self._reaped = time.monotonic()
@@ -67,7 +68,7 @@ class Supervisor:
         try:
             for index in range(workers):
                 self._spawn(index)
-            while self.children:
+            while self.children or (self._vacant and self.ending is None):
                 self._listen()
                 self._tick()
                 if self._deadline is not None and time.monotonic() > self._deadline:
@@ -113,6 +114,10 @@ class Supervisor:
         try:
             for child in tuple(self.children):
                 self._look_at(child)
+            while (
+                self._vacant and self.ending is None
+            ):  # when all the dead are settled, and the kernel's kills with them
+                self._spawn(self._vacant.popleft())
             if self._storage_lost:
                 return
             if now - self._refreshed > REFRESH_S:
@@ -233,15 +238,14 @@ class Supervisor:
             self.progress.note(f"worker {child.index} ended: {child.error}")
             self._hand_back(child)
         else:
-            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            reason = _died_of(code)
             log = self.opened.config.paths.log(child.name)
             self.progress.note(f"worker {child.index} died ({reason}); its log is {log}")
             if code == -signal.SIGKILL and oom_kills() - self._explained > child.oom_kills:
                 self._explained += 1
                 reason = "out of memory"
                 if self._prune(child):
-                    if self.ending is None:
-                        self._spawn(child.index)  # no loop: the trial counts in the total
+                    self._vacant.append(child.index)  # no loop: the trial counts in the total
                     return
             self._fail(child, f"the worker died ({reason})", self.search.max_retries)
         if self.ending is None:
@@ -252,7 +256,7 @@ class Supervisor:
         reason = "out of memory: the kernel killed its worker"
         pruned = False
         for trial in self.opened.running_of(child.name):
-            if self.opened.storage.prune(trial._trial_id, reason, {MEMORY: 1.0}, trial.system_attrs[OWNER]):
+            if self.opened.prune(trial, reason, {MEMORY: 1.0}):
                 self.progress.note(f"trial {trial.number} pruned: {reason}")
                 self._count(failed=False)
                 pruned = True
@@ -262,7 +266,7 @@ class Supervisor:
         """Fail a dead worker's trial, and queue it again where it has retries left."""
         for trial in self.opened.running_of(child.name):
             retries = max_retries if only in (None, trial.number) else self.search.max_retries
-            was_running, retry = self.opened.storage.fail(trial._trial_id, reason, retries, trial.system_attrs[OWNER])
+            was_running, retry = self.opened.fail(trial, reason, retries)
             if was_running:
                 self._note_lost(trial.number, f"failed: {reason}", retry)
                 if retry is None:
@@ -276,15 +280,14 @@ class Supervisor:
             self._replace(child, reason)
             return
         self._fail(child, f"{reason}; its worker was killed", 0, child.view.trial)
-        if self.ending is None:
-            self._spawn(child.index)
+        self._vacant.append(child.index)
 
     def _replace(self, child: Child, reason: str) -> None:
         """Start another in its place, unless too many have died without getting anywhere."""
         self._deaths_in_a_row += 1
         self._deaths[child.index] += 1
         if max(self._deaths_in_a_row, self._deaths[child.index]) < MAX_DEATHS:
-            self._spawn(child.index)
+            self._vacant.append(child.index)
             return
         log = self.opened.config.paths.log(child.name)
         with log.open(encoding="utf-8", errors="replace") as handle:
@@ -338,3 +341,13 @@ class Supervisor:
             finished_here=self.finished,
             seconds=time.monotonic() - self.budgets.started,
         )
+
+
+def _died_of(code: int) -> str:
+    """A process's exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one of the real-time signals, which have no names
+        return f"signal {-code}"

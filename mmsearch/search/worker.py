@@ -47,7 +47,12 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 30
 WAIT_S = 0.3  # between two looks whether a place in the study has become free
 STOP_GRACE_S = 60.0  # for the epoch that is running when the launcher is gone
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+HAND_BACK_S = 10.0  # to hand the trial back without its end
+# What is wrong with a disk, or with a network file system, and not with what is written.
+CANNOT_WRITE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
+    *(errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO),
+)
 
 Emit = Callable[..., None]
 
@@ -74,26 +79,19 @@ class Orders:
 
 
 class Stop:
-    """Asked once, a worker ends its epoch and hands its trial back; asked twice, it does so at once."""
+    """Asked to, a worker ends its epoch and hands its trial back.
+
+    Asked again it does nothing else: a service manager signals launcher and workers at once, and the launcher its
+    workers too. Who wants it to end at once kills it. `hand_back` is what is left to do where the epoch takes too long.
+    """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
-        self._training = False
+        self.hand_back: Callable[[], object] = lambda: None
 
     def handle(self, signum: int, frame: object) -> None:
         """As a signal handler."""
-        if self.asked.is_set() and self._training:
-            raise KeyboardInterrupt
         self.asked.set()
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """While a trial trains, and only then, a second signal raises `KeyboardInterrupt`."""
-        self._training = True
-        try:
-            yield
-        finally:
-            self._training = False
 
 
 def main() -> None:
@@ -127,7 +125,10 @@ def _follow_launcher(stop: Stop) -> None:
         pass
     stop.asked.set()
     # ends the process, whatever it does then, and writes into the log what that was
-    faulthandler.dump_traceback_later(STOP_GRACE_S, exit=True)
+    faulthandler.dump_traceback_later(STOP_GRACE_S + HAND_BACK_S, exit=True)
+    time.sleep(STOP_GRACE_S)
+    stop.hand_back()
+    os._exit(1)
 
 
 def disk_full(error: Exception) -> DiskFull | None:
@@ -147,7 +148,7 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     from mmsearch.data.sources import load_dataset
     from mmsearch.search.machine import this_process
     from mmsearch.search.objective import Objective
-    from mmsearch.search.study import count, grid_size, open_study
+    from mmsearch.search.study import PATIENCE, count, grid_size, open_study
     from mmsearch.training.device import choose_device, still_works, use_threads
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -157,7 +158,7 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     dataset = load_dataset(config)
     with open_study(config, patient=True) as opened:
         opened.storage.budget = orders.total
-        opened.storage.owner = this_process(orders.name)
+        opened.storage.owner = {**this_process(orders.name), PATIENCE: config.search.storage_timeout}
         opened.storage.slots = grid_size(config)
         opened.check(dataset.fingerprint)
 
@@ -173,6 +174,7 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
             emit("storage", text=text, away="is back" not in text)
 
         opened.storage.on_outage = on_outage
+        stop.hand_back = lambda: opened.hand_back(orders.name)
         objective = Objective(
             config, dataset, device, on_epoch=on_epoch, on_note=on_note, should_stop=stop.asked.is_set
         )
@@ -219,7 +221,7 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     emit("started", trial=trial.number)
     try:
         with _heartbeat(opened, trial._trial_id):
-            outcome = _train(objective, trial, stop)
+            outcome = _train(objective, trial)
         if outcome.state == TrialState.FAIL:
             log.error("trial %d failed: %s", trial.number, outcome.reason)
         settled = _settle(opened, trial, outcome)
@@ -270,7 +272,7 @@ def _settle(opened: OpenStudy, trial: optuna.Trial, outcome: _Outcome) -> bool:
     return True
 
 
-def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> _Outcome:
+def _train(objective: Objective, trial: optuna.Trial) -> _Outcome:
     """The outcome of a trial's training.
 
     What is not the trial's fault is raised: a lost database ends this process, and the launcher has the trial retried.
@@ -284,13 +286,12 @@ def _train(objective: Objective, trial: optuna.Trial, stop: Stop) -> _Outcome:
     from mmsearch.search.values import MEMORY
 
     try:
-        with stop.interruptible():
-            return _Outcome(TrialState.COMPLETE, objective(trial))
+        return _Outcome(TrialState.COMPLETE, objective(trial))
     except Infeasible as why:
         return _Outcome(TrialState.PRUNED, reason=str(why))
     except TrialPruned:
         return _Outcome(TrialState.PRUNED)
-    except (Stopped, KeyboardInterrupt):
+    except Stopped:
         return _Outcome(TrialState.WAITING)
     except (StorageError, StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError):
         raise
