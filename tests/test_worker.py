@@ -120,8 +120,9 @@ def test_what_cannot_be_written_is_told_from_other_errors(number: int) -> None:
 ALIVE = """
 import signal, time
 import mmsearch.search.worker as worker
-worker.STOP_GRACE_S = 1.0
+worker.STOP_GRACE_S = worker.HAND_BACK_S = 1.0
 def run(orders, emit, stop):
+    stop.hand_back = lambda: {hand_back}
     emit("ready")
     stop.asked.wait()
     {then}
@@ -131,10 +132,10 @@ worker.main()
 """
 
 
-def worker_that(then: str, configured: Callable[[str], StudyConfig]) -> Popen[str]:
+def worker_that(then: str, configured: Callable[[str], StudyConfig], hand_back: str = "emit('back')") -> Popen[str]:
     """A worker process that, once it is to stop, does something else instead of training."""
     process = Popen(
-        [sys.executable, "-c", ALIVE.format(then=then)],
+        [sys.executable, "-c", ALIVE.format(then=then, hand_back=hand_back)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,9 +154,18 @@ def test_a_worker_ends_with_its_launcher_whatever_it_does(configured: Callable[[
     process = worker_that("time.sleep(600)", configured)
     out, log = process.communicate(timeout=60)  # closes its input, as a launcher's end does
     assert process.returncode == 1
+    assert json.loads(out) == {"event": "back"}
+    assert "in run" in log  # where it was
+
+
+def test_a_worker_ends_with_its_launcher_also_where_its_trial_cannot_be_handed_back(
+    configured: Callable[[str], StudyConfig],
+) -> None:
+    process = worker_that("time.sleep(600)", configured, "time.sleep(600)")
+    out, log = process.communicate(timeout=60)
+    assert process.returncode == 1
     assert out == ""
     assert "Timeout" in log
-    assert "in run" in log  # where it was
 
 
 def test_a_worker_whose_launcher_is_gone_is_not_hurried_where_it_stops(

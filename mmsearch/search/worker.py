@@ -124,9 +124,10 @@ def _follow_launcher(stop: Stop) -> None:
     while os.read(0, 4096):  # not through sys.stdin, whose lock a thread must not hold when the process ends
         pass
     stop.asked.set()
-    # ends the process, whatever it does then, and writes into the log what that was
+    # ends the process, whatever it does then, also where that holds this thread up
     faulthandler.dump_traceback_later(STOP_GRACE_S + HAND_BACK_S, exit=True)
     time.sleep(STOP_GRACE_S)
+    faulthandler.dump_traceback()  # what it does, into the log
     stop.hand_back()
     os._exit(1)
 
