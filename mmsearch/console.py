@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -31,15 +32,26 @@ class Forgiving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """All that can be written."""
-        with suppress(OSError, ValueError):
+        """All of it, or to nobody."""
+        try:
             self._stream.write(text)
+        except (OSError, ValueError):
+            self._give_up()
         return len(text)
 
     def flush(self) -> None:
-        """What can be."""
-        with suppress(OSError, ValueError):
+        """As a stream's."""
+        try:
             self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """From here on nothing is written anywhere; else what is left in the stream would fail again at the end."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

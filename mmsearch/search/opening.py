@@ -24,8 +24,8 @@ def devices(config: StudyConfig) -> tuple[str, ...]:
     Raises `UsageError` where a GPU is asked for that this machine does not have.
     """
     wanted, chosen = config.search.device, config.search.gpus
-    if chosen is not None and wanted == "cpu":
-        raise UsageError(f"{config.file}: GPUs are chosen (gpus = {list(chosen)}), but the device is the cpu")
+    if wanted == "cpu" and "search.gpus" in config.overrides:  # a study file's are as another machine has them
+        raise UsageError("--gpus chooses among GPUs, but the device is the cpu")
     if wanted == "cpu" or (wanted == "auto" and chosen is None and not gpus()):
         return ("cpu",)
     from mmsearch.training.device import choose_device  # here, since torch takes a second to import
