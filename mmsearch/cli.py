@@ -25,7 +25,6 @@ from mmsearch.options import (
     StorageUrl,
     Study,
     StudyName,
-    StudyOption,
     config_of,
 )
 from mmsearch.paths import DEFAULT_STUDY, shipped_studies, write_text
@@ -201,7 +200,7 @@ def fetch(
 @app.command()
 def replay(
     number: Annotated[int, typer.Argument(metavar="N", min=0, help="The trial's number.")],
-    study: StudyOption = DEFAULT_STUDY,
+    study: Study = DEFAULT_STUDY,
     tolerance: Annotated[
         float, typer.Option(min=0, help="The greatest difference of a number that counts as none; 0 is exact.")
     ] = 0.0,

@@ -34,6 +34,7 @@ from mmsearch.options import (
     config_of,
 )
 from mmsearch.paths import DEFAULT_STUDY
+from mmsearch.texts import parse_wait
 
 if TYPE_CHECKING:
     from mmsearch.search.launcher import Summary
@@ -94,17 +95,17 @@ def launch(
     print_summary(config, summary)
     _say_how_to_go_on(summary, again)
     say("next:")
-    say(f"  {config.command('dashboard', READING)}")
-    say(f"  {config.command('retrain-best', RETRAINING)}")
-    say(f"  {config.command('export', READING)}")
+    say(f"  {_whole(config.command('dashboard', READING))}")
+    say(f"  {_whole(config.command('retrain-best', RETRAINING))}")
+    say(f"  {_whole(config.command('export', READING))}")
 
 
 def worker(
     study: Study = DEFAULT_STUDY,
     workers: Workers = None,
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for a launch to make the study.")
-    ] = 0.0,
+        str, typer.Option(metavar="TIME", help="Wait so long for a launch to make the study: seconds, or such as 10m.")
+    ] = "0",
     timeout: Timeout = None,
     patience_trials: PatienceTrials = None,
     max_failures: MaxFailures = None,
@@ -137,13 +138,14 @@ def worker(
         skip_broken=skip_broken or None,
     )
     again = config.command("worker") + (f" --workers {workers}" if workers else "")
-    again += f" --wait {wait:g}" if wait else ""
+    again += f" --wait {wait}" if wait != "0" else ""
+    patience = parse_wait(wait)
     with _goes_on_with(again):
         from mmsearch.search.launcher import join as run
 
         progress = progress_of(config)
         try:
-            summary = run(config, workers=workers, wait=wait, progress=progress)
+            summary = run(config, workers=workers, wait=patience, progress=progress)
         finally:
             progress.close()
     print_summary(config, summary)
@@ -165,10 +167,13 @@ def stop(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: S
     from mmsearch.search.launcher import stop as run
     from mmsearch.search.progress import LineProgress
 
-    total = run(config, progress=LineProgress())
+    counts, total = run(config, progress=LineProgress())
     say("no trial runs")
+    if counts.finished >= total:
+        say(f"the study has its {total} trials")
+        return
     trials = f" --trials {total}" if total != config.study.trials else ""
-    say(f"go on with: {config.command('launch', READING)}{trials}")
+    say(f"go on with: {_whole(config.command('launch', READING) + trials)}")
 
 
 def enqueue(
@@ -224,7 +229,12 @@ def _say_how_to_go_on(summary: Summary, command: str) -> None:
     if summary.ended.startswith("patience_trials"):
         say("a greater --patience-trials would go on")
     elif summary.counts.finished < summary.total:
-        say(f"go on with: {command}")
+        say(f"go on with: {_whole(command)}")
+
+
+def _whole(command: str) -> str:
+    """A command with a word on what is not shown of it."""
+    return f"{command} (with the password for ***)" if ":***@" in command else command
 
 
 @contextmanager
@@ -233,10 +243,10 @@ def _goes_on_with(command: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        raise Interrupted(error.signum, command) from None
+        raise Interrupted(error.signum, _whole(command)) from None
     except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, command) from None
+        raise Interrupted(signal.SIGINT, _whole(command)) from None
     except Terminated:
-        raise Interrupted(signal.SIGTERM, command) from None
+        raise Interrupted(signal.SIGTERM, _whole(command)) from None
     except StorageLost as error:
-        raise StorageLost(f"{error}: {command}") from None
+        raise StorageLost(f"{error}: {_whole(command)}") from None

@@ -186,6 +186,7 @@ def print_status(opened: OpenStudy) -> None:
 
 def _print_workers(opened: OpenStudy) -> None:
     """Who is on which trial, by host; whoever is between two trials is not known to the study."""
+    from mmsearch.search.machine import still_runs
     from mmsearch.search.progress import duration, plural
     from mmsearch.search.study import SILENT_AFTER_S
 
@@ -202,7 +203,8 @@ def _print_workers(opened: OpenStudy) -> None:
             f"{held.owner['worker']}, process {held.owner['pid']} on {held.owner['host']}" if held.owner else "unknown"
         )
         step = "" if held.step is None else f", {_reached(opened, held.step)}"
-        print(f"worker    {who}: trial {held.number}{step}, last beat {duration(held.silent)} ago")
+        dead = "; it is dead, and the next launch takes the trial up" if still_runs(held.owner) is False else ""
+        print(f"worker    {who}: trial {held.number}{step}, last beat {duration(held.silent)} ago{dead}")
 
 
 def _reached(opened: OpenStudy, step: int) -> str:

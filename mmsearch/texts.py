@@ -6,7 +6,7 @@ import re
 
 from pydantic_core import PydanticCustomError
 
-from mmsearch.errors import StudyFileError
+from mmsearch.errors import StudyFileError, UsageError
 
 
 def parse_shape(text: str, label: str) -> tuple[int, ...]:
@@ -33,6 +33,14 @@ def parse_seconds(value: object) -> object:
     if found is None or not any(found.groups()):
         raise PydanticCustomError("ours", 'must be seconds, or a time such as "90s", "30m" or "8h"')
     return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def parse_wait(text: str) -> float:
+    """As `parse_seconds`, for an option of the command line alone; raises `UsageError`."""
+    try:
+        return float(str(parse_seconds(text)))
+    except PydanticCustomError as error:
+        raise UsageError(f"--wait: {error}") from None
 
 
 def hide_passwords(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import signal
 import sqlite3
@@ -14,7 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import MMSEARCH, TINY, Run, environment
 from scripted import scripted
-from test_search import LONG, finished, running, states, table, wait_for
+from test_search import LONG, alive, finished, running, states, table, wait_for
+
+from mmsearch.search.machine import cores
+from mmsearch.search.progress import plural
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -201,3 +205,31 @@ def test_a_worker_that_is_stopped_hands_its_trial_back_and_says_how_to_go_on(
     launcher.send_signal(signal.SIGINT)
     ended(launcher, 130)
     assert running(database) == []
+
+
+def test_a_launch_that_is_refused_leaves_no_study(mmsearch: Run, workspace: Path) -> None:
+    mmsearch("launch", "--trials", 1, "--workers", 1)
+    elsewhere = ("--storage", "sqlite:///elsewhere.db")
+    assert "holds the files of another study" in mmsearch("launch", *elsewhere, code=2).stderr
+    assert "there is no study digits; there is: none" in mmsearch("status", *elsewhere, code=4).stderr
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_machine_know_of_each_other(mmsearch: Run, start: Start, workspace: Path) -> None:
+    (workspace / "studies" / "digits.toml").write_text(LONG)
+    database = workspace / "storage" / "studies.db"
+    launcher = start("launch", "--workers", 1)
+    owner = wait_for(lambda: running(database))[0]
+    joined = start("worker", "--workers", 1, "--wait", "1m", "--timeout", "1s")
+    _, said = ended(joined, 3)
+    assert "1 worker of the study trains on this machine already, in another command" in said
+    assert f"1 worker of {plural(max(1, cores() // 2), 'thread')} on {plural(cores(), 'core')}" in said
+    for pid in (launcher.pid, owner["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(owner["pid"]))
+    assert "; it is dead, and the next launch takes the trial up" in mmsearch("status").stdout
+
+
+def test_a_time_to_wait_that_is_none(mmsearch: Run) -> None:
+    said = mmsearch("worker", "--wait", "soon", code=2).stderr
+    assert said == 'mmsearch: --wait: must be seconds, or a time such as "90s", "30m" or "8h"\n'

@@ -339,7 +339,8 @@ def test_one_worker_that_cannot_work_ends_the_search(mmsearch: Run, workspace: P
 def test_trials_that_fail_in_a_row_end_the_search(mmsearch: Run, workspace: Path, tmp_path: Path) -> None:
     env = scripted(tmp_path, worker="def before(trial):\n    raise RuntimeError('of all things')\n")
     said = mmsearch("launch", "--max-failures", 3, "--workers", 1, env=env, code=1).stderr
-    assert "3 trials in a row failed; the logs in" in said.splitlines()[-1]
+    why = "3 trials in a row failed, the last one: RuntimeError: of all things (the logs are in"
+    assert why in said.splitlines()[-1]
     assert states(table(mmsearch)).count("FAIL") in (3, 4)  # a worker may be quicker than its launcher
 
 

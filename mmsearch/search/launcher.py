@@ -76,11 +76,13 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     progress = progress or Progress()
     with _prepared(progress) as signals:
         places = devices(config)
-        token = _token(config)
+        token, others = _seen(config)
         dataset = load_dataset(config)
         check_init(config, dataset)
-        team = _team(config, workers, places)
-        lines = list(opening(config, dataset, *team, places))  # before there is a study: the rows may be too few
+        team = _team(config, workers, places, others)
+        lines = list(
+            opening(config, dataset, *team, places, others)
+        )  # before there is a study: the rows may be too few
         opened, notes = create_study(config, dataset.fingerprint)
         for line in (*lines, *notes):
             progress.note(line)
@@ -101,21 +103,27 @@ def join(
     with _prepared(progress) as signals:
         places = devices(config)
         with _wait_for(config, wait, progress) as opened:
-            token = opened.stop_asked()
+            token, others = opened.stop_asked(), _working_here(opened)
             dataset = load_dataset(config)
             check_init(config, dataset)
             opened.check(dataset.fingerprint)
+            if not config.paths.identity.exists():
+                progress.note(
+                    f"{config.paths.folder} is not shared with the machine that launched the study: checkpoints "
+                    "and trial folders of this one stay here"
+                )
             own_folder(opened)
-            team = _team(config, workers, places)
-            for line in opening(config, dataset, *team, places):
+            team = _team(config, workers, places, others)
+            for line in opening(config, dataset, *team, places, others):
                 progress.note(line)
             return _search(opened, opened.total(), token, team, signals, progress)
 
 
-def stop(config: StudyConfig, *, progress: Progress | None = None) -> int:
+def stop(config: StudyConfig, *, progress: Progress | None = None) -> tuple[Counts, int]:
     """Ask all launchers of a study, on any machine, to stop, and wait until none of its trials runs.
 
-    Returns the total that they worked towards. Raises `MmsearchError` where some still run after a while.
+    Returns the trials by state, and the total that they worked towards. Raises `MmsearchError` where some still run
+    after a while.
     """
     progress = progress or Progress()
     deadline = time.monotonic() + STOPPED_S
@@ -131,7 +139,7 @@ def stop(config: StudyConfig, *, progress: Progress | None = None) -> int:
                 progress.note(f"waiting for {where} to end an epoch and be handed back")
                 told |= set(running)
             time.sleep(LOOK_S)
-        return opened.total()
+        return count(opened.trials()), opened.total()
 
 
 def _running(opened: OpenStudy) -> dict[int, str]:
@@ -151,19 +159,27 @@ def _prepared(progress: Progress) -> Iterator[Signals]:
             progress.close()
 
 
-def _team(config: StudyConfig, workers: int | None, places: tuple[str, ...]) -> tuple[int, int]:
-    """How many workers, and threads of each."""
+def _team(config: StudyConfig, workers: int | None, places: tuple[str, ...], others: int) -> tuple[int, int]:
+    """How many workers, and threads of each, beside so many others of the study on this machine."""
     workers = workers or default_workers(config, places)
-    return workers, max(1, cores() // workers)
+    return workers, max(1, cores() // (workers + others))
 
 
-def _token(config: StudyConfig) -> str | None:
-    """What was asked of the study's launchers before this one began; None where there is no study yet."""
+def _seen(config: StudyConfig) -> tuple[str | None, int]:
+    """What was asked of the study's launchers before this one began, and how many workers of it train here already.
+
+    None and 0 where there is no study yet.
+    """
     try:
         with open_study(config) as opened:
-            return opened.stop_asked()
+            return opened.stop_asked(), _working_here(opened)
     except StorageError:  # whatever is wrong is said when the study is made
-        return None
+        return None, 0
+
+
+def _working_here(opened: OpenStudy) -> int:
+    """How many trials of the study other commands train on this machine."""
+    return sum(still_runs(held.owner) is True for held in opened.running())
 
 
 def _wait_for(config: StudyConfig, seconds: float, progress: Progress) -> OpenStudy:
@@ -224,7 +240,8 @@ def _search(
     elif counts.finished < total and grid_size(config) is not None:
         ended = "each point of the grid has had its trial"
     else:
-        ended = f"the study has its {plural(total, 'trial')}"
+        more = f", more than {total}: {counts.finished}" if counts.finished > total else f" {plural(total, 'trial')}"
+        ended = f"the study has{'' if counts.finished > total else ' its'}{more}"
     best = opened.best(trials)
     if best is None and not (ending is not None and ending.reason == STOP_COMMAND):
         why = f" ({ending.reason})" if ending is not None else ""

@@ -74,11 +74,12 @@ def _init_notes(config: StudyConfig, dataset: Dataset) -> Iterator[str]:
 
 
 def opening(
-    config: StudyConfig, dataset: Dataset, workers: int, threads: int, places: tuple[str, ...] = ()
+    config: StudyConfig, dataset: Dataset, workers: int, threads: int, places: tuple[str, ...] = (), beside: int = 0
 ) -> Iterator[str]:
     """The first lines of a search: where, on what data, for what, with which workers, and what may surprise.
 
-    `places` are the devices that workers take turns on. Raises `DataError` where the rows cannot be split.
+    `places` are the devices that workers take turns on; `beside` workers are at work here already. Raises `DataError`
+    where the rows cannot be split.
     """
     yield f"study {config.study.name} in {config.paths.folder}, storage {hide_password(config.storage_url)}"
     yield f"data {dataset.source} ({dataset.layout}): {_rows(config, dataset)}; {len(dataset.classes)} classes"
@@ -96,6 +97,11 @@ def opening(
     w, t, c = (plural(*pair) for pair in ((workers, "worker"), (threads, "thread"), (available, "core")))
     cards = ", ".join(place for place in places if place.startswith("cuda"))
     yield f"{w} of {t} on {c}" + (f" and {cards}" if cards else "")
+    if beside:
+        yield (
+            f"{plural(beside, 'worker')} of the study train{'s' * (beside == 1)} on this machine already, in another "
+            "command: one command with more --workers shares the cores out better"
+        )
     if workers > available:
         yield f"{w} on {c} will wait for each other; --workers {available} is faster"
     for name in config.dimensions.unused():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -134,6 +136,7 @@ class LiveProgress(Progress):
         self._name = name
         self._console = Console(stderr=True, highlight=False)
         self._live = Live("starting workers ...", console=self._console, refresh_per_second=4, transient=False)
+        self._echoed = _set_echo(False)
         self._live.start()
 
     def note(self, text: str) -> None:
@@ -154,6 +157,21 @@ class LiveProgress(Progress):
     def close(self) -> None:
         """Leave the last view on the screen."""
         self._live.stop()
+        _set_echo(self._echoed)
+
+
+def _set_echo(on: bool) -> bool:
+    """Whether the terminal prints ^C, which would tear the view; returns whether it did. Only for who has it."""
+    try:
+        if os.tcgetpgrp(0) != os.getpgrp():  # a job in the background would be stopped for it
+            return on
+        settings = termios.tcgetattr(0)
+        before = bool(settings[3] & termios.ECHOCTL)
+        settings[3] = settings[3] | termios.ECHOCTL if on else settings[3] & ~termios.ECHOCTL
+        termios.tcsetattr(0, termios.TCSANOW, settings)
+    except (OSError, termios.error):  # there is none, or it was closed
+        return on
+    return before
 
 
 def render(snapshot: Snapshot, name: str) -> RenderableType:

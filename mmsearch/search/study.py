@@ -304,6 +304,9 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
     now = fingerprint(config, data_fingerprint)
     with creation_lock(config.storage_url):
         storage = open_storage(config.storage_url, create=True, patience=config.search.storage_timeout)
+        if config.paths.identity.exists() and not _is_there(config.study.name, storage):
+            storage.engine.dispose()
+            raise _another_folder(config)
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -338,12 +341,24 @@ def own_folder(opened: OpenStudy) -> None:
         opened.storage.set_study_system_attr(opened.id, IDENTITY, known)
     mark = config.paths.identity
     if mark.exists() and mark.read_text(encoding="utf-8").strip() != known:
-        raise StudyMismatch(
-            f"{config.paths.folder} holds the files of another study of that name, from another storage; "
-            "move it away, or choose another name with --study-name"
-        )
+        raise _another_folder(config)
     if not mark.exists():
         write_text(mark, known + "\n")
+
+
+def _is_there(name: str, storage: Storage) -> bool:
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _another_folder(config: StudyConfig) -> StudyMismatch:
+    return StudyMismatch(
+        f"{config.paths.folder} holds the files of another study of that name, from another storage; "
+        "move it away, or choose another name with --study-name"
+    )
 
 
 def directions_of(study: optuna.Study) -> list[str]:

@@ -19,7 +19,7 @@ from mmsearch.errors import MmsearchError, SearchFailed, StorageError
 from mmsearch.search.budgets import Budgets, Ending, Signals
 from mmsearch.search.children import OUTPUT_GRACE_S, STARTUP_S, Child, Events, start
 from mmsearch.search.machine import oom_kills, still_runs
-from mmsearch.search.progress import Event, Progress, Snapshot, duration
+from mmsearch.search.progress import Event, Progress, Snapshot, duration, plural
 from mmsearch.search.storage import OWNER
 from mmsearch.search.study import OpenStudy, count
 from mmsearch.search.values import MEMORY
@@ -194,7 +194,7 @@ class Supervisor:
             case "finished" | "handed_back":
                 child.view.trial = None
                 if event["event"] == "finished":
-                    self._count(failed=event["state"] == "FAIL")
+                    self._count(event["reason"] if event["state"] == "FAIL" else None)
             case "storage" if event["away"]:
                 child.away_since = self._clock if child.away_since is None else child.away_since
                 child.since = self._clock + self.search.storage_timeout
@@ -211,13 +211,14 @@ class Supervisor:
         view.trial, view.fold, view.epoch, view.value = trial, 1, 0, None
         child.since = child.trial_since = self._clock
 
-    def _count(self, *, failed: bool) -> None:
-        """One more trial is over; one that will be tried again is not."""
-        self.finished += not failed
-        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+    def _count(self, failure: str | None = None) -> None:
+        """One more trial is over, or has failed for a reason; one that will be tried again is not over."""
+        self.finished += failure is None
+        self._failures_in_a_row = 0 if failure is None else self._failures_in_a_row + 1
         if self._failures_in_a_row >= self.search.max_failures:
             logs = self.opened.config.paths.log("*").parent
-            text = f"{self._failures_in_a_row} trials in a row failed; the logs in {logs} say why"
+            many = plural(self._failures_in_a_row, "trial")
+            text = f"{many} in a row failed, the last one: {failure} (the logs are in {logs})"
             self.end(text, SearchFailed(text))
 
     def _settle(self, child: Child) -> None:
@@ -258,7 +259,7 @@ class Supervisor:
         for trial in self.opened.running_of(child.name):
             if self.opened.prune(trial, reason, {MEMORY: 1.0}):
                 self.progress.note(f"trial {trial.number} pruned: {reason}")
-                self._count(failed=False)
+                self._count()
                 pruned = True
         return pruned
 
@@ -270,7 +271,7 @@ class Supervisor:
             if was_running:
                 self._note_lost(trial.number, f"failed: {reason}", retry)
                 if retry is None:
-                    self._count(failed=True)
+                    self._count(reason)
 
     def _end_hanging(self, child: Child, reason: str) -> None:
         """Kill a worker that hangs, fail its trial for good, and replace it."""

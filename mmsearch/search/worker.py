@@ -100,8 +100,10 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else prints, prints to the log
 
     def emit(event: str, **fields: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the end of our input says so too
+        try:
             events.write(json.dumps({"event": event, **fields}) + "\n")
+        except BrokenPipeError:  # the launcher is gone; the end of our input says so too
+            os.dup2(2, events.fileno())  # what is left in the stream must go somewhere
 
     stop = Stop()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
