@@ -82,8 +82,9 @@ def mmsearch(workspace: Path) -> Run:
 
 
 def _listen() -> None:
-    """Take Ctrl-C as a command in a terminal does: what a shell starts in the background ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Take Ctrl-C, and the terminal's end, as a command in a terminal does: the shell, or nohup, may ignore them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -170,10 +170,12 @@ mounts.MOUNTS = Path({text!r})
 """
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
-@pytest.mark.parametrize("command", [["launch"], ["worker"], ["status"], ["retrain-best"]])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [(["launch"], "nfs4"), (["worker"], "cifs"), (["status"], "fuse.sshfs"), (["retrain-best"], "9p")],
+)
 def test_sqlite_on_a_network_file_system_is_refused(
-    start: Start, workspace: Path, tmp_path: Path, kind: str, command: list[str]
+    start: Start, workspace: Path, tmp_path: Path, command: list[str], kind: str
 ) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(

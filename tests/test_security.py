@@ -342,7 +342,10 @@ def asked(app: Any, path: str, method: str = "GET", **environ: str) -> tuple[str
     """Status, headers and body of one request."""
     told: list[Any] = []
     given = {"PATH_INFO": path, "REQUEST_METHOD": method, "HTTP_HOST": "127.0.0.1:8080", **environ}
-    body = b"".join(app(given, lambda status, headers, *rest: told.append((status, headers))))
+    answer = app(given, lambda status, headers, *rest: told.append((status, headers)))
+    body = b"".join(answer)
+    if hasattr(answer, "close"):  # a file
+        answer.close()
     status, headers = told[-1]
     return status, {name.lower(): value for name, value in headers}, body
 

@@ -240,8 +240,9 @@ def _search(
     elif counts.finished < total and grid_size(config) is not None:
         ended = "each point of the grid has had its trial"
     else:
-        more = f", more than {total}: {counts.finished}" if counts.finished > total else f" {plural(total, 'trial')}"
-        ended = f"the study has{'' if counts.finished > total else ' its'}{more}"
+        ended = f"the study has its {plural(total, 'trial')}"
+        if counts.finished > total:
+            ended = f"the study has {counts.finished} trials, more than {total}"
     best = opened.best(trials)
     if best is None and not (ending is not None and ending.reason == STOP_COMMAND):
         why = f" ({ending.reason})" if ending is not None else ""

@@ -222,6 +222,7 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     log = logging.getLogger("mmsearch")
     started = time.perf_counter()
     emit("started", trial=trial.number)
+    log.info("trial %d started", trial.number)
     try:
         with _heartbeat(opened, trial._trial_id):
             outcome = _train(objective, trial)
@@ -241,14 +242,16 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
             emit("handed_back", trial=trial.number)
         raise
     if not settled or outcome.state == TrialState.WAITING:
+        log.info("trial %d handed back", trial.number)
         emit("handed_back", trial=trial.number)
         return
     objective.forget()
     free_memory(objective.device)
     told = opened.storage.get_trial(trial._trial_id)
     reason = outcome.reason or told.user_attrs.get(VIOLATED)
-    if reason and outcome.state != TrialState.FAIL:
-        log.info("trial %d: %s", trial.number, reason)
+    if outcome.state != TrialState.FAIL:
+        values = f" {told.values}" if told.values else ""
+        log.info("trial %d %s%s%s", trial.number, outcome.state.name, values, f": {reason}" if reason else "")
     emit(
         "finished",
         trial=trial.number,
