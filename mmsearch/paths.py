@@ -107,6 +107,13 @@ class BundlePaths:
         return self.folder / "metrics.json"
 
 
+def remove(path: Path) -> None:
+    """Remove a file that `replacing` wrote, if it is there, and what a kill in mid-write left; raises `OSError`."""
+    path.unlink(missing_ok=True)
+    for torn in path.parent.glob(f".*.{path.name}"):
+        torn.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not.

@@ -19,6 +19,7 @@ from mmsearch.data.sources import read_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
+from mmsearch.paths import remove
 from mmsearch.spaces import Fixed, Space
 from mmsearch.training.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from mmsearch.training.fit import EpochResult, Training, fit, seed_everything
@@ -280,3 +281,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
             save_checkpoint(path, {"epoch": 2})
     assert load_checkpoint(path) == {"epoch": 1}
     assert [held.name for held in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_with_a_checkpoint_goes_what_a_kill_left_of_writing_it(tmp_path: Path) -> None:
+    path, others = tmp_path / "checkpoint.pt", tmp_path / "metrics.csv"
+    others.write_text("kept")
+    for _ in range(2):  # also where there is none
+        (tmp_path / ".b5cccbd1.checkpoint.pt").write_bytes(b"torn")
+        remove(path)
+        assert list(tmp_path.iterdir()) == [others]
+        path.write_bytes(b"whole")

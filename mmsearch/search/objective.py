@@ -23,7 +23,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset
 from mmsearch.errors import StorageError
-from mmsearch.paths import write_text
+from mmsearch.paths import remove, write_text
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.space import suggest
 from mmsearch.search.storage import BASELINE
@@ -135,7 +135,7 @@ class Objective:
     def forget(self) -> None:
         """Delete the checkpoint of the trial that was trained last, which has ended; raises `OSError`."""
         if self._checkpoint is not None:
-            self._checkpoint.unlink(missing_ok=True)
+            remove(self._checkpoint)
         self._attempt = self._checkpoint = None
 
     def _begin(self, trial: optuna.Trial) -> _Attempt:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch, UsageError
-from mmsearch.paths import write_text
+from mmsearch.paths import remove, write_text
 from mmsearch.search.database import creation_lock
 from mmsearch.search.fingerprint import compare, fingerprint
 from mmsearch.search.samplers import build_pruner, build_sampler
@@ -221,7 +221,7 @@ class OpenStudy:
     def _forget_checkpoint(self, trial: FrozenTrial) -> None:
         first = trial.system_attrs.get("failed_trial", trial.number)
         with suppress(OSError):  # `mmsearch clean` removes it
-            self.config.paths.checkpoint(first).unlink(missing_ok=True)
+            remove(self.config.paths.checkpoint(first))
 
     def running(self) -> list[Running]:
         """The running trials, by number."""
