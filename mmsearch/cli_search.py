@@ -87,11 +87,7 @@ def launch(
     with _goes_on_with(again):
         from mmsearch.search.launcher import launch as run
 
-        progress = progress_of(config)
-        try:
-            summary = run(config, workers=workers, progress=progress)
-        finally:
-            progress.close()
+        summary = run(config, workers=workers, progress=progress_of(config))
     print_summary(config, summary)
     _say_how_to_go_on(summary, again)
     say("next:")
@@ -143,11 +139,7 @@ def worker(
     with _goes_on_with(again):
         from mmsearch.search.launcher import join as run
 
-        progress = progress_of(config)
-        try:
-            summary = run(config, workers=workers, wait=patience, progress=progress)
-        finally:
-            progress.close()
+        summary = run(config, workers=workers, wait=patience, progress=progress_of(config))
     print_summary(config, summary)
     _say_how_to_go_on(summary, again)
 

@@ -466,6 +466,22 @@ def test_making_a_study_holds_its_lock_though_the_server_ends_idle_transactions(
         assert not free
 
 
+def test_making_a_study_is_waited_for_however_short_the_server_s_patience(server: Server, database: str) -> None:
+    server.execute(f"ALTER DATABASE {database} SET lock_timeout = '200ms'")
+    entered: list[float] = []
+
+    def enter() -> None:
+        with creation_lock(server.url(database)):
+            entered.append(time.monotonic())
+
+    with creation_lock(server.url(database)):
+        thread = later(0, enter)
+        time.sleep(1)
+        left = time.monotonic()
+    thread.join()
+    assert entered[0] >= left
+
+
 def test_an_error_without_an_end_is_read_to_its_end() -> None:
     one, other = StorageInternalError("one"), StorageInternalError("other")
     one.__cause__, other.__cause__ = other, one

@@ -216,7 +216,9 @@ def test_a_gaussian_process_that_starts_at_once_waits_for_its_first_trial(make: 
     search(config, 0)
     with open_study(config) as opened:
         for _ in range(3):  # workers at once, before any of them is done
-            suggest(config.dimensions, opened.optuna.ask())
+            trial = opened.optuna.ask()
+            suggest(config.dimensions, trial)
+            assert inside(config.dimensions, trial.params)
 
 
 def test_a_gaussian_process_does_not_stay_at_the_end_of_a_range(make: Make) -> None:

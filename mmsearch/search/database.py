@@ -145,9 +145,12 @@ def creation_lock(url: str) -> Iterator[None]:
             os.close(handle)
         return
     try:
-        # without a transaction, which a server may end for being idle, and the lock with it
-        arguments = {**engine_settings(url), "isolation_level": "AUTOCOMMIT", "poolclass": sa.NullPool}
-        connection = sa.create_engine(url, **arguments).connect()
+        # without a transaction, which a server may end for being idle, and the lock with it; and however long it takes
+        engine = sa.create_engine(
+            url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args=_connection(url)
+        )
+        connection = engine.connect()
+        connection.execute(sa.select(sa.func.set_config("lock_timeout", "0", False)))
         connection.execute(sa.select(sa.func.pg_advisory_lock(CREATION_LOCK)))  # ends with the connection
     except (ImportError, ValueError, sa.exc.ArgumentError) as error:
         raise url_error(url, error) from None

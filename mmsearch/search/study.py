@@ -248,7 +248,8 @@ class OpenStudy:
 
     def hand_back(self, worker: str) -> list[int]:
         """Put back into the queue what a worker that is no more was on; returns the numbers."""
-        return [trial.number for trial in self.running_of(worker) if self.storage.hand_back(trial._trial_id)]
+        held = self.running_of(worker)
+        return [t.number for t in held if self.storage.hand_back(t._trial_id, t.system_attrs[OWNER])]
 
 
 def count(trials: list[FrozenTrial]) -> Counts:
