@@ -8,6 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mmsearch.errors import UsageError
+from mmsearch.paths import write_text
+
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
@@ -60,6 +63,27 @@ class Forgiving:
 def say(text: str) -> None:
     """A line for people, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def must_be_writable(out: Path | None) -> None:
+    """Find out before the work that its result has no place to go."""
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"{out}: the folder {out.parent} does not exist")
+    if out is not None and out.is_dir():
+        raise UsageError(f"{out} is a folder; --out takes a file")
+
+
+def put(text: str, out: Path | None) -> None:
+    """Data: into a file, or to standard output."""
+    if out is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
+    say(f"wrote {out}")
 
 
 class Epochs:

@@ -74,6 +74,11 @@ class StudyPaths:
         """One folder a retrained model, and the link `best` to the latest."""
         return self.folder / "retrained"
 
+    @property
+    def report(self) -> Path:
+        """The report: one page, its figures and tables."""
+        return self.folder / "report"
+
 
 @dataclass(frozen=True)
 class BundlePaths:
@@ -87,9 +92,24 @@ class BundlePaths:
         return self.folder / "model.safetensors"
 
     @property
+    def program(self) -> Path:
+        """The same model, from raw rows to probabilities, as a program of `torch.export`."""
+        return self.folder / "model.pt2"
+
+    @property
+    def onnx(self) -> Path:
+        """The same for ONNX runtimes."""
+        return self.folder / "model.onnx"
+
+    @property
     def config(self) -> Path:
         """What rebuilds the model: hyperparameters, shapes and classes (TOML)."""
         return self.folder / "config.toml"
+
+    @property
+    def card(self) -> Path:
+        """What the model is, for people (Markdown)."""
+        return self.folder / "model_card.md"
 
     @property
     def predictions(self) -> Path:

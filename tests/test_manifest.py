@@ -29,7 +29,7 @@ from mmsearch.data.sources import load_rows, read_dataset
 from mmsearch.data.splits import holdout
 from mmsearch.errors import DataError
 from mmsearch.models.factory import build_model
-from mmsearch.results.bundle import Bundle
+from mmsearch.results.bundle import Bundle, Member
 from mmsearch.spaces import Space
 
 RNG = np.random.default_rng(7)
@@ -660,7 +660,7 @@ def untrained(folder: Path, trained: Trained) -> Bundle:
 
     hyperparameters = Space({}, {"data.audio": "waveforms"}).configuration({})
     model = build_model(hyperparameters, feature_shapes(trained.shapes, trained.rate, hyperparameters))
-    bundle = Bundle(model.eval(), hyperparameters, trained, folder)
+    bundle = Bundle((Member(model.eval(), hyperparameters),), trained, folder)
     bundle.save(folder)
     return bundle
 

@@ -28,7 +28,7 @@ from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import BundleError, StorageError, StudyFileError, StudyMismatch, UsageError
 from mmsearch.models.factory import build_model
-from mmsearch.results.bundle import Bundle
+from mmsearch.results.bundle import Bundle, Member
 from mmsearch.results.retrain import retrain_best
 from mmsearch.search.launcher import launch
 from mmsearch.search.objective import Infeasible, Objective
@@ -405,7 +405,7 @@ def test_a_search_begins_with_the_weights_of_a_bundle(mmsearch: Run, workspace: 
     config = here(workspace)
     dataset = load_dataset(config)
     old = config.configurations[0]
-    Bundle(build_model(old, dataset.shapes), old, dataset.trained, workspace / "old").save(workspace / "old")
+    Bundle((Member(build_model(old, dataset.shapes), old),), dataset.trained, workspace / "old").save(workspace / "old")
     text = SMALL.replace("[search]", '[search]\ninit = "../old"') + '"transfer.freeze_epochs" = 1\n'
     file.write_text(text.replace('"head.units" = 32', '"head.units" = 16'))
     said = mmsearch("launch", "--trials", 2, "--workers", 1).stderr

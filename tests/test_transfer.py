@@ -16,7 +16,7 @@ from mmsearch.errors import BundleError
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.paths import BundlePaths
-from mmsearch.results.bundle import Bundle
+from mmsearch.results.bundle import Bundle, Member
 from mmsearch.spaces import Fixed, Space
 from mmsearch.training.fit import fit, seed_everything
 from mmsearch.training.transfer import OF_THE_DATA, held_still, load_weights
@@ -206,7 +206,9 @@ def test_nothing_goes_between_parts_of_different_kinds(tmp_path: Path) -> None:
     shapes = Shapes((1, 8, 8), (6, 4), 3)
     space = {"audio.encoder": Fixed("mlp"), "image.encoder": Fixed("mlp"), "image.mlp.units_2": Fixed(64)}
     there = Space(space).configuration({})
-    bundle = Bundle(build_model(there, shapes), there, Trained(shapes, ("a", "b", "c"), Pixels(0, 1, 1.0)), tmp_path)
+    bundle = Bundle(
+        (Member(build_model(there, shapes), there),), Trained(shapes, ("a", "b", "c"), Pixels(0, 1, 1.0)), tmp_path
+    )
     bundle.save(tmp_path)
     here = build_model(Space({**space, "image.encoder": Fixed("cnn")}).configuration({}), shapes)
     before = {name: value.clone() for name, value in here.state_dict().items()}

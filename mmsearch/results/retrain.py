@@ -24,7 +24,7 @@ from mmsearch.data.sources import load_dataset
 from mmsearch.errors import MmsearchError
 from mmsearch.models.factory import build_model
 from mmsearch.paths import BundlePaths, write_text
-from mmsearch.results.bundle import Bundle
+from mmsearch.results.bundle import Bundle, Member
 from mmsearch.results.predict import known_labels, predictions_csv, submission_csv
 from mmsearch.search.folds import trial_seed
 from mmsearch.search.space import restore
@@ -140,7 +140,7 @@ def _retrain(
     seconds = time.perf_counter() - started
     building = config.paths.retrained / f".{secrets.token_hex(4)}"
     try:
-        bundle = Bundle(model, hyperparameters, dataset.trained, building)
+        bundle = Bundle((Member(model, hyperparameters),), dataset.trained, building)
         bundle.save(building)
         scorer = _Scorer(bundle, device, config.storage_paths.cache)
         metrics = _describe(opened, plan, dataset, scorer, seconds)
@@ -153,7 +153,7 @@ def _retrain(
         shutil.rmtree(building, ignore_errors=True)
     score = metrics[metrics["modalities"]["scored_on"]]["macro_f1"]
     opened.optuna.set_user_attr("retrained", {"trial": trial.number, "macro_f1": score, "folder": str(folder)})
-    return Bundle(model, hyperparameters, dataset.trained, folder)
+    return replace(bundle, folder=folder)
 
 
 def _best_epoch(opened: OpenStudy, trial: FrozenTrial) -> int:
@@ -216,7 +216,7 @@ def _describe(opened: OpenStudy, plan: Plan, dataset: Dataset, scorer: _Scorer, 
         },
         "epochs": plan.epochs,
         "seed": plan.seed,
-        "parameters": scorer.bundle.model.parameter_count(),
+        "parameters": scorer.bundle.parameters,
         "seconds": round(seconds, 2),
         "data": {
             "source": dataset.source,

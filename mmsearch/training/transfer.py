@@ -19,6 +19,8 @@ from mmsearch.paths import BundlePaths
 # what a model knows of its training rows, which are others now
 OF_THE_DATA = ("image_mean", "image_std", "audio_mean", "audio_std", "mean_image", "mean_audio")
 
+MEMBER = "member.{}."  # before the names of tensors in the bundle of an ensemble
+
 _SHOWN = 3  # tensors that `describe` names
 
 
@@ -50,12 +52,13 @@ class Transfer:
 def load_weights(model: MultimodalClassifier, folder: Path) -> Transfer:
     """Copy into `model` each tensor of a bundle whose name and shape fit, batch-norm statistics included.
 
-    Nothing is taken over between encoders, or fusions, of different kinds. The normalisation and mean rows stay those
-    of the model's own data. Raises `BundleError` where the bundle is missing or damaged, or where no weight fits.
+    Of an ensemble the first member counts. Nothing is taken over between encoders, or fusions, of different kinds. The
+    normalisation and mean rows stay those of the model's own data. Raises `BundleError` where the bundle is missing or
+    damaged, or where no weight fits.
     """
-    path = BundlePaths(folder).weights
+    path, first = BundlePaths(folder).weights, MEMBER.format(0)
     try:
-        held = load_file(path)
+        held = {name.removeprefix(first): tensor for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file; a bundle is a folder that retrain-best made") from None
     except (OSError, safetensors.SafetensorError) as error:
@@ -89,11 +92,12 @@ def _kinds(folder: Path) -> dict[str, str]:
     """What each part of a bundle's model is; nothing where the bundle does not say."""
     path = BundlePaths(folder).config
     try:
-        held = tomllib.loads(path.read_text(encoding="utf-8")).get("hyperparameters", {})
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: not a bundle's, or damaged: {error}") from None
+    held = next(iter(found.get("member", ())), found.get("hyperparameters", {}))  # the latter in bundles of format 2
     return {part: held[name] for part, name in PARTS.items() if name in held}
 
 
