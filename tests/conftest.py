@@ -81,6 +81,22 @@ def mmsearch(workspace: Path) -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a finished tiny search and its retrained best; to be copied, not changed.
+
+    `launch.out` and `retrain-best.out` hold what the commands printed.
+    """
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "studies").mkdir()
+    (folder / "studies" / "digits.toml").write_text(TINY)
+    for command in (["launch", "--workers", "2"], ["retrain-best"]):
+        done = subprocess.run([MMSEARCH, *command], cwd=folder, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (folder / f"{command[0]}.out").write_text(done.stdout)
+    return folder
+
+
 def _listen() -> None:
     """Take Ctrl-C, and the terminal's end, as a command in a terminal does: the shell, or nohup, may ignore them."""
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -11,30 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, Run
+from conftest import Run
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from mmsearch.data.sources import read_dataset
 from mmsearch.errors import BundleError, DataError
 from mmsearch.results.bundle import Bundle
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a finished tiny search and its retrained best; copied by `workspace`."""
-    import subprocess
-
-    from conftest import MMSEARCH, environment
-
-    folder = tmp_path_factory.mktemp("searched")
-    (folder / "studies").mkdir()
-    (folder / "studies" / "digits.toml").write_text(TINY)
-    for command in (["launch", "--workers", "2"], ["retrain-best"]):
-        done = subprocess.run([MMSEARCH, *command], cwd=folder, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        (folder / f"{command[0]}.out").write_text(done.stdout)
-    return folder
 
 
 @pytest.fixture
