@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run
+from conftest import TINY, Run
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
