@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ class Format(StrEnum):
     JSON = "json"
     MD = "md"
     TEX = "tex"
+    PARQUET = "parquet"
 
 
 class Order(StrEnum):
@@ -107,17 +109,45 @@ def export(
     storage: StorageUrl = None,
     study_name: StudyName = None,
     form: Annotated[
-        Format, typer.Option("--format", help="csv and json are exact; md and tex are rounded.")
+        Format, typer.Option("--format", help="csv, json and parquet are exact; md and tex are rounded for print.")
     ] = Format.CSV,
-    sort: Annotated[Order, typer.Option(help="By trial number, or the best first.")] = Order.NUMBER,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Only these columns, in this order. A pattern such as image.* names several, and * also those that are "
+            "shown only on demand: started, finished, seed, threads, device, hardware, worker, host, retry_of.",
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="STATE,STATE", help="Only trials that are complete, pruned, failed, running or waiting."),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many, the best.")] = None,
+    sort: Annotated[
+        Order | None, typer.Option(help="By trial number, or the best first; by default number, and best with --top.")
+    ] = None,
     out: Out = None,
 ) -> None:
     """Print the trial table: number, state, value, duration, epochs and every parameter."""
     must_be_writable(out)
+    if form is Format.PARQUET and out is None and sys.stdout.isatty():
+        raise UsageError("a Parquet file is not for a terminal: give it a name, such as -o trials.parquet")
     config = config_of(study, reading=True, storage=storage, study_name=study_name)
-    from mmsearch.results.tables import render_table, trial_rows
+    from mmsearch.results import tables
     from mmsearch.search.study import open_study
 
+    states = [] if state is None else tables.choose_states(state)
     with open_study(config) as opened:
-        text = render_table(trial_rows(opened, sort), form)
-    put(text, out)
+        every, best, metrics = tables.trial_rows(opened, "best"), opened.best(), opened.metrics
+    names = tables.default_columns(every) if columns is None else tables.choose_columns(every, columns)
+    order = sort or (Order.NUMBER if top is None else Order.BEST)
+    rows = tables.select_rows(every, states, top, order)
+    if form is Format.PARQUET:
+        put(tables.parquet_table(rows, names), out)
+        return
+    large = tables.too_large(rows, names) if form is Format.TEX else None
+    if large is not None:
+        say(large)
+    marked = None if best is None else best.number
+    put(tables.render_table(rows, form, columns=names, metric=metrics[0], best=marked), out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmsearch.errors import UsageError
-from mmsearch.paths import write_text
+from mmsearch.paths import replacing
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -73,14 +73,15 @@ def must_be_writable(out: Path | None) -> None:
         raise UsageError(f"{out} is a folder; --out takes a file")
 
 
-def put(text: str, out: Path | None) -> None:
+def put(data: str | bytes, out: Path | None) -> None:
     """Data: into a file, or to standard output."""
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(data) if isinstance(data, str) else sys.stdout.buffer.write(data)
         sys.stdout.flush()
         return
     try:
-        write_text(out, text)
+        with replacing(out) as temporary:
+            temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
     say(f"wrote {out}")

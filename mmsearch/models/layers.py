@@ -188,4 +188,4 @@ class Positions(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, tokens, units) -> (B, 1 + tokens, units)."""
-        return torch.cat([self.first.expand(len(tokens), -1, -1), tokens], dim=1) + self.position
+        return torch.cat([self.first.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.position

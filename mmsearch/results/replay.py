@@ -18,6 +18,7 @@ from mmsearch.search.clean import owns_folder
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.progress import plural
 from mmsearch.search.space import restore
+from mmsearch.search.storage import SEED
 from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.training.device import choose_device, use_threads
 from mmsearch.training.fit import EpochResult
@@ -123,7 +124,7 @@ def replay(
         trial = _ended(opened, number)
         stored = _stored(opened, trial)
         run = dict(trial.user_attrs.get(RUN, {}))
-        first = trial.system_attrs.get("failed_trial", trial.number)
+        first = trial.system_attrs.get(SEED, trial.system_attrs.get("failed_trial", trial.number))
         fingerprint = opened.stored_fingerprint()
         if fingerprint is None:
             raise StudyMismatch(f"the study {config.study.name} was not made by mmsearch")

@@ -1,8 +1,9 @@
-"""Retrain the best trial on training and validation rows, score it once on test, and leave a bundle."""
+"""Retrain the chosen trial on training and validation rows, score it once on test, and leave a bundle."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -10,195 +11,167 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from mmsearch.config import StudyConfig
-from mmsearch.data.dataset import Dataset, Split, statistics
-from mmsearch.data.features import feature_shapes, with_features
+from mmsearch.data.dataset import Dataset, Split
 from mmsearch.data.sources import load_dataset
-from mmsearch.errors import MmsearchError
-from mmsearch.models.factory import build_model
-from mmsearch.paths import BundlePaths, write_text
+from mmsearch.data.splits import some
+from mmsearch.errors import MmsearchError, UsageError
+from mmsearch.paths import BundlePaths, remove, write_text
+from mmsearch.results.account import MOST_ROWS, modality_account
 from mmsearch.results.bundle import Bundle, Member
+from mmsearch.results.calibration import Calibration, Threshold, abstention_curve, unseen_logits
+from mmsearch.results.card import model_card
+from mmsearch.results.exports import write_exports
+from mmsearch.results.plans import Plan, PlannedMember, make_plan
+from mmsearch.results.members import train_member
 from mmsearch.results.predict import known_labels, predictions_csv, submission_csv
-from mmsearch.search.folds import trial_seed
-from mmsearch.search.space import restore
+from mmsearch.results.scores import certainty, labelled_splits, score, scored_split, softened
 from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.search.values import METRICS, VIOLATED
 from mmsearch.training.device import choose_device
-from mmsearch.training.fit import EpochResult, fit, seed_everything
-from mmsearch.training.metrics import accuracy, macro_f1
+from mmsearch.training.fit import EpochResult
 from mmsearch.training.provenance import hardware, versions
-from mmsearch.training.transfer import load_weights
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
-MODALITIES: tuple[tuple[str, Literal["image", "audio"]], ...] = (("image_alone", "audio"), ("audio_alone", "image"))
-SAME_WITHIN = 1e-5  # between a probability before saving and after loading
 
 
 @dataclass(frozen=True)
-class _Scorer:
-    """A retrained model where it predicts, and the folder that keeps its features."""
+class Listener:
+    """Who is told how a retraining goes.
 
-    bundle: Bundle
-    device: torch.device
-    cache: Path
+    `plan`: once, what is trained. `note`: what of the weights to begin with did not fit, and which form of the model
+    was not written. `step`: what begins now, a few words. `epoch`: each epoch, of every model.
+    """
 
-    def probabilities(self, split: Split, without: Literal["image", "audio"] | None = None) -> npt.NDArray[np.float32]:
-        """(n, classes) probabilities of a split's raw rows; `without` sets one modality to its training mean."""
-        return self.bundle.probabilities(split, self.device, without=without, cache=self.cache)
-
-    def macro_f1(self, split: Split, without: Literal["image", "audio"] | None = None) -> float:
-        """The macro F1 of a split's predictions."""
-        predicted = self.probabilities(split, without).argmax(1)
-        return macro_f1(confusion_matrix(split.labels, predicted, labels=range(len(self.bundle.classes))))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is retrained: the trial that `rule` picked, for how many epochs, from which seed."""
-
-    trial: FrozenTrial
-    rule: str
-    epochs: int
-    seed: int
+    plan: Callable[[Plan], None] = lambda plan: None
+    note: Callable[[str], None] = lambda text: None
+    step: Callable[[str], None] = lambda text: None
+    epoch: Callable[[EpochResult], None] = lambda result: None
 
 
 def retrain_best(
     config: StudyConfig,
     *,
     trial: int | None = None,
-    rule: str = "best",
+    rule: str | None = None,
+    ensemble: int = 1,
+    calibrate: bool = True,
+    abstain_below: str | float | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_note: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[str], None] = lambda text: None,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
 ) -> Bundle:
     """Train one completed trial's configuration on all training rows and leave it as a bundle.
 
-    The trial is number `trial`, whatever its constraints; or else the one that `rule` picks: `best`, and among several
-    metrics also `knee` or `within=NUMBER` (see `mmsearch.search.values.pick`). It keeps the searched schedule and stops
-    after the number of epochs that was best; with k-fold validation after the median of the folds'. The test split,
-    where it has labels, and the rows that were held back, are looked at once. The bundle is loaded again and must
-    predict the same before it is moved to its place, `storage/<study>/retrained/<trial>`; an earlier one there stays,
-    and the new one gets a number. `on_note` is told what of the weights to begin with did not fit.
+    The trial is number `trial`, whatever its constraints; or the one that `rule` picks: `best`, and among several
+    metrics also `knee` or `within=NUMBER` (see `mmsearch.search.values.pick`); or else the winner of `mmsearch
+    confirm`, or the best where nothing is confirmed. It keeps the searched schedule and stops after the number of
+    epochs that was best; with k-fold validation after the median of the folds', and where it was confirmed after the
+    median of the seeds'. `ensemble` models are trained, as `mmsearch.results.plans.make_plan` says, and their
+    probabilities averaged.
 
-    Raises `NoCompletedTrial`, `UsageError` for a trial that is not complete and a rule that is none, `StudyMismatch`
-    where the data are not those of the search, and `BundleError`.
+    With `calibrate` they train once more before, without the validation rows, and the temperature is fitted on these;
+    and so is the threshold that `abstain_below` asks for: a confidence, `accuracy=0.999` or `coverage=0.95`.
+
+    The test split, where it has labels, and the rows that were held back, are looked at once. Every form of the model
+    is loaded again and must predict the same. The bundle is then moved to its place, `storage/<study>/retrained/
+    <trial>`; an earlier one there stays, and the new one gets a number. A form that fails is left out, and
+    `MmsearchError` raised when all else is in its place.
+
+    Raises `NoCompletedTrial`, `UsageError` for a trial that is not complete, a rule that is none, more members than
+    there are configurations, and a threshold without a calibration, and `StudyMismatch` where the data are not those of
+    the search.
     """
+    asked = None if abstain_below is None else Threshold.parse(abstain_below)
+    if asked is not None and not calibrate:
+        raise UsageError("--abstain-below needs the calibration that --no-calibrate leaves out")
+    listener = Listener(on_plan, _once(on_note), on_step, on_epoch)
     with open_study(config) as opened:
-        picked = opened.picked(rule) if trial is None else opened.complete_trial(trial)
+        plan = make_plan(opened, trial=trial, rule=rule, ensemble=ensemble, calibrate=calibrate)
         dataset = load_dataset(config)
         opened.check(dataset.fingerprint)
-        first = picked.system_attrs.get("failed_trial", picked.number)
-        said = rule if trial is None else f"trial {trial}"
-        plan = Plan(picked, said, _best_epoch(opened, picked), trial_seed(config, first))
-        on_plan(plan)
-        return _retrain(opened, plan, dataset, on_note, on_epoch)
+        listener.plan(plan)
+        return _retrain(opened, plan, dataset, asked, listener)
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, but what was told is not told again: each model that begins with given weights says so."""
+    told: set[str] = set()
+
+    def first(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
+    return first
 
 
 def _retrain(
-    opened: OpenStudy,
-    plan: Plan,
-    dataset: Dataset,
-    on_note: Callable[[str], None],
-    on_epoch: Callable[[EpochResult], None],
+    opened: OpenStudy, plan: Plan, dataset: Dataset, asked: Threshold | None, listener: Listener
 ) -> Bundle:
-    config, trial = opened.config, plan.trial
+    config = opened.config
     device = choose_device(config.search.device)
-    hyperparameters = restore(config.dimensions, trial.params)
+
+    def train(rows: Split, planned: PlannedMember) -> Member:
+        return train_member(config, dataset, rows, planned, device, on_note=listener.note, on_epoch=listener.epoch)
+
+    calibration = None
+    if plan.unseen_epochs:
+        listener.step("training without the validation rows, to calibrate on them")
+        unseen = unseen_logits(config, dataset, plan.members, device, train)
+        calibration = Calibration.fit(unseen, asked)
+        listener.step("training on training and validation rows")
     started = time.perf_counter()
-    train = with_features(dataset.train, dataset.rate, hyperparameters, config.storage_paths.cache)
-    seed_everything(plan.seed)
-    model = build_model(
-        hyperparameters, feature_shapes(dataset.shapes, dataset.rate, hyperparameters), statistics(train)
-    )
-    frozen: tuple[str, ...] = ()
-    if config.search.init is not None:
-        transfer = load_weights(model, Path(config.search.init))
-        frozen = transfer.loaded
-        on_note(transfer.describe())
-    for result in fit(
-        model,
-        train,
-        None,
-        hyperparameters,
-        epochs=plan.epochs,
-        horizon=config.search.max_epochs,
-        seed=plan.seed,
-        device=device,
-        frozen=frozen,
-        precision=config.search.precision,
-    ):
-        on_epoch(result)
+    members = tuple(train(dataset.train, planned) for planned in plan.members)
     seconds = time.perf_counter() - started
     building = config.paths.retrained / f".{secrets.token_hex(4)}"
+    bundle = Bundle(members, dataset.trained, building)
+    if calibration is not None:
+        bundle = replace(bundle, temperature=calibration.temperature, abstain_below=calibration.abstain_below)
     try:
-        bundle = Bundle((Member(model, hyperparameters),), dataset.trained, building)
         bundle.save(building)
-        scorer = _Scorer(bundle, device, config.storage_paths.cache)
-        metrics = _describe(opened, plan, dataset, scorer, seconds)
-        write_text(BundlePaths(building).metrics, json.dumps(metrics, indent=2) + "\n")
-        if dataset.test is not None:
-            _write_predictions(scorer, dataset, dataset.test)
-        _check_reload(scorer, dataset.test or dataset.train)
-        folder = _move_in(building, config.paths.retrained, str(trial.number))
+        metrics = _describe(opened, plan, dataset, bundle, calibration, device, seconds, listener)
+        failure = _complete(opened, dataset, bundle, metrics, device, listener)
+        folder = _move_in(building, config.paths.retrained, str(plan.trial.number))
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    score = metrics[metrics["modalities"]["scored_on"]]["macro_f1"]
-    opened.optuna.set_user_attr("retrained", {"trial": trial.number, "macro_f1": score, "folder": str(folder)})
+    known = {"trial": plan.trial.number, "macro_f1": metrics["modalities"]["both"], "folder": str(folder)}
+    opened.optuna.set_user_attr("retrained", known)
+    _save_note(opened)
+    if failure is not None:
+        raise MmsearchError(f"{folder} holds the model, its metrics and predictions, but not all exports: {failure}")
     return replace(bundle, folder=folder)
 
 
-def _best_epoch(opened: OpenStudy, trial: FrozenTrial) -> int:
-    """The epoch whose value is the trial's; with k-fold validation the median of the folds' best."""
-    if "best_epoch" in trial.user_attrs:
-        return int(trial.user_attrs["best_epoch"])
-    if not trial.intermediate_values or opened.config.folds > 1:
-        raise MmsearchError(f"trial {trial.number} was added by hand: it has no epochs to retrain for")
-    return max(trial.intermediate_values, key=lambda epoch: opened.signs[0] * trial.intermediate_values[epoch])
-
-
-def _write_predictions(scorer: _Scorer, dataset: Dataset, test: Split) -> None:
-    paths, classes = BundlePaths(scorer.bundle.folder), scorer.bundle.classes
-    probabilities = scorer.probabilities(test)
-    write_text(paths.predictions, predictions_csv(classes, probabilities, test.ids, known_labels(test), test.files))
-    if dataset.competition:
-        write_text(paths.submission, submission_csv(classes, probabilities, test.ids))
-
-
-def _check_reload(scorer: _Scorer, split: Split) -> None:
-    """Raise `MmsearchError` unless the bundle, read back from disk, predicts what the model in memory predicts."""
-    again = replace(scorer, bundle=Bundle.load(scorer.bundle.folder))
-    before, after = scorer.probabilities(split), again.probabilities(split)
-    worst = float(np.abs(before - after).max())
-    if worst > SAME_WITHIN or (before.argmax(1) != after.argmax(1)).any():
-        raise MmsearchError(
-            f"the saved model does not predict what the trained one does: probabilities differ by {worst:g}"
-        )
-
-
-def _describe(opened: OpenStudy, plan: Plan, dataset: Dataset, scorer: _Scorer, seconds: float) -> dict[str, Any]:
-    """The content of metrics.json."""
-    config, test, trial, device = opened.config, dataset.test, plan.trial, scorer.device
-    labelled = {
-        "test": test if test is not None and test.label is not None else None,
-        "held_back": dataset.held_back,
-        "training": dataset.train,
-    }
-    scores = {name: None if split is None else _score(scorer, split) for name, split in labelled.items()}
-    name, scored = next((name, split) for name, split in labelled.items() if split is not None)
+def _describe(
+    opened: OpenStudy,
+    plan: Plan,
+    dataset: Dataset,
+    bundle: Bundle,
+    calibration: Calibration | None,
+    device: torch.device,
+    seconds: float,
+    listener: Listener,
+) -> dict[str, Any]:
+    """The content of metrics.json, but for the exports."""
+    config, trial, cache = opened.config, plan.trial, opened.config.storage_paths.cache
+    splits = labelled_splits(dataset)
+    name, scored = scored_split(dataset)
+    listener.step(f"scoring on {len(scored)} {name.replace('_', ' ')} rows")
+    logits = {held: bundle.logits(split, device, cache=cache) for held, split in splits.items() if split is not None}
+    scores = {held: None if split is None else score(bundle, logits[held], split.labels) for held, split in splits.items()}
+    curve = abstention_curve(*certainty(softened(logits[name], bundle.temperature), scored.labels))
+    listener.step("scoring with each modality alone, and shuffled")
+    account = modality_account(bundle, scored, device, cache)
     values = dict(zip(opened.metrics, trial.values, strict=True))
-    baseline = opened.baseline()
+    baseline, confirmed = opened.baseline(), plan.confirmed
     return {
         "study": config.study.name,
         "trial": trial.number,
+        "chosen": {"by": plan.by, "sentence": plan.why},
         "searched": {
             "metric": opened.metrics[0],
             "value": trial.values[0],
@@ -207,23 +180,43 @@ def _describe(opened: OpenStudy, plan: Plan, dataset: Dataset, scorer: _Scorer, 
             "values": {**values, **trial.user_attrs.get(METRICS, {})},
             "violated": trial.user_attrs.get(VIOLATED) or None,
         },
+        "confirmed": None
+        if confirmed is None
+        else {
+            "mean": confirmed.mean,
+            "interval": None if confirmed.interval is None else list(confirmed.interval),
+            "seeds": len(confirmed.values),
+            "drop": confirmed.drop,
+        },
         "params": trial.params,
+        "members": [
+            {
+                "trial": planned.trial.number,
+                "epochs": planned.epochs,
+                "seed": planned.seed,
+                "parameters": member.model.parameter_count(),
+                "params": planned.trial.params,
+            }
+            for planned, member in zip(plan.members, bundle.members, strict=True)
+        ],
         **scores,
+        "calibration": None if calibration is None else calibration.describe(),
+        "abstention": curve,
         "modalities": {
             "scored_on": name,
-            "both": (scores[name] or {})["macro_f1"],
-            **{alone: scorer.macro_f1(scored, without) for alone, without in MODALITIES},
+            **{part: account[part]["macro_f1"] for part in ("both", "image_alone", "audio_alone")},
+            "account": account,
         },
-        "epochs": plan.epochs,
-        "seed": plan.seed,
-        "parameters": scorer.bundle.parameters,
+        "epochs": plan.members[0].epochs,
+        "seed": plan.members[0].seed,
+        "parameters": bundle.parameters,
         "seconds": round(seconds, 2),
         "data": {
             "source": dataset.source,
             "layout": dataset.layout,
             "fingerprint": dataset.fingerprint,
             "training_rows": len(dataset.train),
-            "test_rows": len(test) if test is not None else 0,
+            "test_rows": len(dataset.test) if dataset.test is not None else 0,
             "held_back_rows": len(dataset.held_back) if dataset.held_back is not None else 0,
         },
         "hardware": hardware(device),
@@ -231,21 +224,55 @@ def _describe(opened: OpenStudy, plan: Plan, dataset: Dataset, scorer: _Scorer, 
     }
 
 
-def _score(scorer: _Scorer, split: Split) -> dict[str, Any]:
-    classes, predicted = scorer.bundle.classes, scorer.probabilities(split).argmax(1)
-    matrix = confusion_matrix(split.labels, predicted, labels=range(len(classes)))
-    per_class = precision_recall_fscore_support(split.labels, predicted, labels=range(len(classes)), zero_division=0)
-    names = ("precision", "recall", "f1-score", "support")
-    return {
-        "rows": len(split),
-        "accuracy": accuracy(matrix),
-        "macro_f1": macro_f1(matrix),
-        "per_class": {
-            held: dict(zip(names, (part[i].item() for part in per_class), strict=True))
-            for i, held in enumerate(classes)
-        },
-        "confusion_matrix": matrix.tolist(),
-    }
+def _complete(
+    opened: OpenStudy,
+    dataset: Dataset,
+    bundle: Bundle,
+    metrics: dict[str, Any],
+    device: torch.device,
+    listener: Listener,
+) -> Exception | None:
+    """Write all that a bundle holds beside its weights; returns what went wrong with its exports."""
+    paths, cache = BundlePaths(bundle.folder), opened.config.storage_paths.cache
+
+    def write() -> None:
+        write_text(paths.metrics, json.dumps(metrics, indent=2) + "\n")
+        write_text(paths.card, model_card(opened, dataset, bundle, metrics))
+
+    metrics["exports"] = {}
+    write()
+    test, classes = dataset.test, bundle.classes
+    if test is not None:
+        found = bundle.probabilities(test, device, cache=cache)
+        table = predictions_csv(
+            classes, found, test.ids, known_labels(test), test.files, abstain_below=bundle.abstain_below
+        )
+        write_text(paths.predictions, table)
+        if dataset.competition:
+            write_text(paths.submission, submission_csv(classes, found, test.ids))
+    listener.step("exporting, and checking each form")
+    failure = None
+    try:
+        metrics["exports"] = write_exports(bundle, test or some(dataset.train, MOST_ROWS, 0), on_note=listener.note)
+    except MmsearchError as error:
+        failure = error
+    except Exception as error:  # whatever it is, the model stays
+        logging.getLogger("mmsearch").debug("the export failed", exc_info=True)
+        for path in (paths.program, paths.onnx):  # which nobody has checked
+            remove(path)
+        failure = error
+    write()
+    return failure
+
+
+def _save_note(opened: OpenStudy) -> None:
+    """Bring the dashboard's note up to date."""
+    from mmsearch.search.dashboard import save_note  # here, since the dashboard's package takes seconds to import
+
+    try:
+        save_note(opened)
+    except Exception as error:  # a note is no reason to fail
+        logging.getLogger("mmsearch").warning("the dashboard's note was not written: %s", error)
 
 
 def _move_in(building: Path, parent: Path, name: str) -> Path:

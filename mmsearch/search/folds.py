@@ -71,8 +71,9 @@ class Preparation:
 class TrialTraining(Iterator[tuple[int, EpochResult]]):
     """The training of one configuration, as a trial does it: an iterator of (fold, its epoch's result), from 1.
 
-    `first_number` is the number of the trial's first attempt, from which its seeds derive. `on_note` is told what of
-    the weights to begin with did not fit. Making it builds the first model. Raises `LossNotFinite` and `OutOfMemory`.
+    `first_number`, from which its seeds derive, is that of the trial's first attempt, or the one it was queued with.
+    `on_note` is told what of the weights to begin with did not fit. Making it builds the first model. Raises
+    `LossNotFinite` and `OutOfMemory`.
     """
 
     def __init__(

@@ -74,12 +74,12 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     where the search ends without one.
     """
     progress = progress or Progress()
-    with _prepared(progress) as signals:
+    with prepared(progress) as signals:
         places = devices(config)
         token, others = _seen(config)
         dataset = load_dataset(config)
         check_init(config, dataset)
-        team = _team(config, workers, places, others)
+        team = team_of(config, workers, places, others)
         lines = list(
             opening(config, dataset, *team, places, others)
         )  # before there is a study: the rows may be too few
@@ -100,10 +100,11 @@ def join(
     Raises `StudyMismatch`, which names what differs, for another study file or other data.
     """
     progress = progress or Progress()
-    with _prepared(progress) as signals:
+    with prepared(progress) as signals:
         places = devices(config)
         with _wait_for(config, wait, progress) as opened:
-            token, others = opened.stop_asked(), _working_here(opened)
+            opened.must_be_a_search()
+            token, others = opened.stop_asked(), working_here(opened)
             dataset = load_dataset(config)
             check_init(config, dataset)
             opened.check(dataset.fingerprint)
@@ -113,7 +114,7 @@ def join(
                     "and trial folders of this one stay here"
                 )
             own_folder(opened)
-            team = _team(config, workers, places, others)
+            team = team_of(config, workers, places, others)
             for line in opening(config, dataset, *team, places, others):
                 progress.note(line)
             return _search(opened, opened.total(), token, team, signals, progress)
@@ -149,8 +150,8 @@ def _running(opened: OpenStudy) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def _prepared(progress: Progress) -> Iterator[Signals]:
-    """What is as it is in each search, made or joined."""
+def prepared(progress: Progress) -> Iterator[Signals]:
+    """What is as it is in each search, made, joined or repeated: signals are heard, and progress is closed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with Signals() as signals:
         try:
@@ -159,7 +160,7 @@ def _prepared(progress: Progress) -> Iterator[Signals]:
             progress.close()
 
 
-def _team(config: StudyConfig, workers: int | None, places: tuple[str, ...], others: int) -> tuple[int, int]:
+def team_of(config: StudyConfig, workers: int | None, places: tuple[str, ...], others: int) -> tuple[int, int]:
     """How many workers, and threads of each, beside so many others of the study on this machine."""
     workers = workers or default_workers(config, places)
     return workers, max(1, cores() // (workers + others))
@@ -172,12 +173,12 @@ def _seen(config: StudyConfig) -> tuple[str | None, int]:
     """
     try:
         with open_study(config) as opened:
-            return opened.stop_asked(), _working_here(opened)
+            return opened.stop_asked(), working_here(opened)
     except StorageError:  # whatever is wrong is said when the study is made
         return None, 0
 
 
-def _working_here(opened: OpenStudy) -> int:
+def working_here(opened: OpenStudy) -> int:
     """How many trials of the study other commands train on this machine."""
     return sum(still_runs(held.owner) is True for held in opened.running())
 
@@ -202,6 +203,30 @@ def _wait_for(config: StudyConfig, seconds: float, progress: Progress) -> OpenSt
         time.sleep(LOOK_S)
 
 
+def work(
+    opened: OpenStudy, orders: Orders, workers: int, token: str | None, signals: Signals, progress: Progress
+) -> Supervisor:
+    """Let so many workers train until the study has its total, or has to end.
+
+    `token` is what had been asked of the study's launchers when this one began. Raises `Interrupted`, and what ended
+    the work where that is an error; returns who watched over it.
+    """
+    opened.storage.on_outage = progress.note
+    supervisor = Supervisor(opened, orders, Budgets(opened, time.monotonic(), token), signals, progress)
+    supervisor.reap()
+    trials = opened.trials()
+    if count(trials).finished < orders.total:
+        if (spent := supervisor.budgets.spent(trials)) is not None:
+            supervisor.end(spent)
+        else:
+            supervisor.run(workers)
+    if signals.first is not None:
+        raise Interrupted(signals.first)
+    if supervisor.ending is not None and supervisor.ending.error is not None:
+        raise supervisor.ending.error
+    return supervisor
+
+
 def _search(
     opened: OpenStudy,
     total: int,
@@ -213,26 +238,9 @@ def _search(
     """Work on a study until it has its total or has to end, and sum up."""
     config = opened.config
     workers, threads = team
-    started = time.monotonic()
-    opened.storage.on_outage = progress.note
-    orders = Orders(config, "", 0, total, threads)
-    supervisor = Supervisor(opened, orders, Budgets(opened, started, token), signals, progress)
-    supervisor.reap()
-    trials = opened.trials()
-    if count(trials).finished < total and (spent := supervisor.budgets.spent(trials)) is not None:
-        supervisor.end(spent)
-    elif count(trials).finished < total:
-        note = threading.Thread(target=_save_note, args=(opened,), daemon=True)
-        note.start()
-        try:
-            supervisor.run(workers)
-        finally:
-            note.join(NOTE_S)
+    with _note_kept(opened, total):
+        supervisor = work(opened, Orders(config, "", 0, total, threads), workers, token, signals, progress)
     ending = supervisor.ending
-    if signals.first is not None:
-        raise Interrupted(signals.first)
-    if ending is not None and ending.error is not None:
-        raise ending.error
     trials = opened.trials()
     counts = count(trials)
     if ending is not None and counts.finished < total:
@@ -255,7 +263,7 @@ def _search(
         opened.front(trials),
         opened.defaults(trials),
         opened.gain(trials),
-        time.monotonic() - started,
+        time.monotonic() - supervisor.budgets.started,
         supervisor.finished,
     )
 
@@ -269,11 +277,25 @@ def _keep_study_file(config: StudyConfig) -> None:
     write_text(config.paths.study_file, f"# {config.command('launch')}\n{hide_passwords(text)}")
 
 
-def _save_note(opened: OpenStudy) -> None:
-    """The dashboard's note on the study. In a thread: the dashboard's package takes seconds to import."""
-    from mmsearch.search.dashboard import save_note
+@contextlib.contextmanager
+def _note_kept(opened: OpenStudy, total: int) -> Iterator[None]:
+    """Write the dashboard's note while the search works on what is missing of its total."""
+    if count(opened.trials()).finished >= total:
+        yield
+        return
+    note = threading.Thread(target=save_note, args=(opened,), daemon=True)
+    note.start()
+    try:
+        yield
+    finally:
+        note.join(NOTE_S)
+
+
+def save_note(opened: OpenStudy) -> None:
+    """Write the dashboard's note on the study, which takes seconds; one that cannot be written is no error."""
+    from mmsearch.search import dashboard
 
     try:
-        save_note(opened)
+        dashboard.save_note(opened)
     except Exception as error:  # a note is no reason to end a search
         logging.getLogger("mmsearch").warning("the dashboard's note was not written: %s", error)

@@ -26,7 +26,7 @@ from mmsearch.errors import StorageError
 from mmsearch.paths import remove, write_text
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.space import suggest
-from mmsearch.search.storage import BASELINE
+from mmsearch.search.storage import BASELINE, SEED
 from mmsearch.search.values import METRICS, VIOLATED, in_words
 from mmsearch.training.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from mmsearch.training.device import memory_told
@@ -145,8 +145,9 @@ class Objective:
         attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
         first = attrs.get("failed_trial", trial.number)
         self._checkpoint = config.paths.checkpoint(first)
+        seeded_by = attrs.get(SEED, first)
         run = {
-            "seed": trial_seed(config, first),
+            "seed": trial_seed(config, seeded_by),
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "hardware": hardware(self.device)["device"],
@@ -159,7 +160,7 @@ class Objective:
             config,
             self.preparation.prepared(hyperparameters),
             hyperparameters,
-            first_number=first,
+            first_number=seeded_by,
             device=self.device,
             on_note=self._note_once,
         )

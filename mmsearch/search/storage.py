@@ -50,10 +50,11 @@ OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last, an
 QUEUED = "mmsearch:queued"  # system attribute of a trial: by which call it was queued
 SLOT = "mmsearch:slot"  # system attribute of a trial: its point of the grid
 BASELINE = "mmsearch:baseline"  # system attribute of the trial that has the defaults
+SEED = "mmsearch:seed"  # system attribute of a trial: the number that its seeds derive from, where not its own
 FAIL_REASON = "fail_reason"  # user attribute of a failed trial
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-KEPT_BY_A_RETRY = ("fixed_params", SLOT, BASELINE)
+KEPT_BY_A_RETRY = ("fixed_params", SLOT, BASELINE, SEED)
 # System attributes of a trial that say what it reported: Optuna's constraints, and the notes of its halving pruners.
 REPORTED = (f"{_CONSTRAINTS_KEY}:", "completed_rung_")
 # Optuna's methods that do the same when they are repeated.
@@ -69,8 +70,8 @@ REPEATABLE = (
 class Storage(RDBStorage, Patient):
     """A study's database, opened by one process.
 
-    `budget` is the study's total of complete and pruned trials; None stands for no limit. `owner` describes the
-    process that claims trials. `slots` is the size of a grid, of which each trial gets a point that no other has.
+    `budget` is the study's total of complete and pruned trials, None for no limit. `owner` describes the process that
+    claims trials. `slots` is the size of a grid, whose points go to one trial each; with 0 only queued trials are run.
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
@@ -371,8 +372,7 @@ class Storage(RDBStorage, Patient):
         """The first point of the grid that has had no trial; one whose worker died keeps it for its retry."""
         if self.slots is None:
             return None
-        taken = self._taken_slots(study_id, session)
-        free = next((slot for slot in range(self.slots) if slot not in taken), None)
+        free = min(set(range(self.slots)) - self._taken_slots(study_id, session), default=None)
         if free is None:
             raise GridExhausted(self.slots)
         return free

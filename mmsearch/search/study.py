@@ -30,6 +30,9 @@ FINGERPRINT = "mmsearch:fingerprint"  # system attributes of a study
 TOTAL = "mmsearch:total"
 IDENTITY = "mmsearch:id"
 STOP = "mmsearch:stop"
+REPEATS = "mmsearch:repeats"  # of a study that holds no search: the one whose configurations are trained again
+CONFIRMED = "mmsearch:confirmed"  # what `mmsearch confirm` found, as `mmsearch.results.confirm` reads it
+ABLATED = "mmsearch:ablated"  # the same of an ablation
 SILENT_AFTER_S = 120.0  # a heartbeat comes every 30 s; a native call can hold it up for a while
 PATIENCE = "patience"  # of an owner: how many seconds it waits for its storage
 BEAT_AGAIN_S = 60.0  # after which, at the latest, a worker beats again that has waited for its storage
@@ -100,6 +103,15 @@ class OpenStudy:
         if stored is None:
             raise _not_ours(self.config)
         compare(self.config.study.name, stored, fingerprint(self.config, data_fingerprint))
+
+    def must_be_a_search(self) -> None:
+        """Raise `StudyMismatch` for a study that only repeats configurations of another."""
+        source = self.storage.get_study_system_attrs(self.id).get(REPEATS)
+        if source is not None:
+            raise StudyMismatch(
+                f"the study {self.config.study.name} is no search: it holds configurations of the study {source} that "
+                "were trained again; choose another with --study-name"
+            )
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -296,11 +308,14 @@ def open_study(config: StudyConfig, *, patient: bool = False) -> OpenStudy:
     return OpenStudy(config, study, storage)
 
 
-def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy, list[str]]:
+def create_study(
+    config: StudyConfig, data_fingerprint: str, *, repeats: str | None = None
+) -> tuple[OpenStudy, list[str]]:
     """Make the study, or open it and check that it was begun with the same data and settings.
 
-    Any number of processes may call it at once. Returns the study and notes for the user, such as a range that became
-    wider. Raises `StudyMismatch`, which names what differs.
+    Any number of processes may call it at once. `repeats` is the study of which it trains configurations again: then
+    nothing is queued. Returns the study and notes for the user, such as a range that became wider. Raises
+    `StudyMismatch`, which names what differs.
     """
     now = fingerprint(config, data_fingerprint)
     with creation_lock(config.storage_url):
@@ -320,6 +335,12 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
         stored = opened.stored_fingerprint()
         if stored is None and (opened.trials() or directions_of(opened.optuna) != config.directions):
             raise _not_ours(config)
+        if repeats is None:
+            opened.must_be_a_search()
+        elif stored is None:  # before the fingerprint, which makes a study of it
+            storage.set_study_system_attr(opened.id, REPEATS, repeats)
+        elif storage.get_study_system_attrs(opened.id).get(REPEATS) != repeats:
+            raise _not_repeats(config, repeats)
         notes = [] if stored is None else compare(config.study.name, stored, now)
         if stored != now:  # before anything else: whoever dies from here on leaves a study that is known as ours
             storage.set_study_system_attr(opened.id, FINGERPRINT, now)
@@ -327,7 +348,8 @@ def create_study(config: StudyConfig, data_fingerprint: str) -> tuple[OpenStudy,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             opened.optuna.set_metric_names(list(config.study.metrics))
-        _enqueue(opened)
+        if repeats is None:
+            _enqueue(opened)
         storage.set_study_system_attr(opened.id, TOTAL, total_of(config))
         storage.engine.dispose()
     return opened, notes
@@ -372,6 +394,13 @@ def _not_ours(config: StudyConfig) -> StudyMismatch:
     return StudyMismatch(
         f"{hide_password(config.storage_url)}: the study {config.study.name} was not made by mmsearch, or for another "
         f"direction than to {' and '.join(map(' '.join, wanted))}; choose another with --study-name"
+    )
+
+
+def _not_repeats(config: StudyConfig, repeats: str) -> StudyMismatch:
+    return StudyMismatch(
+        f"{hide_password(config.storage_url)}: what is trained again of the study {repeats} needs the name "
+        f"{config.study.name}, which another study has"
     )
 
 

@@ -59,13 +59,17 @@ Emit = Callable[..., None]
 
 @dataclass(frozen=True)
 class Orders:
-    """What a launcher tells its worker: `index` picks the GPU where there are several."""
+    """What a launcher tells its worker: `index` picks the GPU where there are several.
+
+    With `only_queued` it proposes nothing, and trains whatever is queued, also beyond `total`.
+    """
 
     config: StudyConfig
     name: str
     index: int
     total: int
     threads: int
+    only_queued: bool = False
 
     def to_json(self) -> str:
         """One line."""
@@ -160,9 +164,9 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
     device = choose_device(config.search.device, orders.index, config.search.gpus)
     dataset = load_dataset(config)
     with open_study(config, patient=True) as opened:
-        opened.storage.budget = orders.total
+        opened.storage.budget = None if orders.only_queued else orders.total
         opened.storage.owner = {**this_process(orders.name), PATIENCE: config.search.storage_timeout}
-        opened.storage.slots = grid_size(config)
+        opened.storage.slots = 0 if orders.only_queued else grid_size(config)
         opened.check(dataset.fingerprint)
 
         def on_epoch(number: int, fold: int, result: EpochResult, value: float) -> None:
@@ -188,7 +192,7 @@ def run_worker(orders: Orders, emit: Emit, stop: Stop) -> None:
             except BudgetExhausted as reason:
                 counts = count(opened.trials())
                 nothing_left = isinstance(reason, GridExhausted) and not counts.running + counts.waiting
-                if counts.finished >= orders.total or nothing_left:
+                if nothing_left or (counts.finished >= orders.total and not orders.only_queued):
                     return
                 stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
                 continue
