@@ -56,9 +56,12 @@ for command in (cli_search.launch, cli_search.worker, cli_search.status, cli_sea
     app.command()(command)
 app.command()(cli_search.enqueue)
 app.command()(cli_search.dashboard)
+app.command()(cli_results.confirm)
 app.command(name="retrain-best")(cli_results.retrain_best)
 app.command()(cli_results.predict)
 app.command()(cli_results.export)
+app.command()(cli_results.compare)
+app.command()(cli_results.report)
 
 
 @app.command()

@@ -5,25 +5,37 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmsearch.console import Epochs, must_be_writable, print_retrained, put, say
+from mmsearch.cli_search import goes_on_with, whole
+from mmsearch.console import Epochs, must_be_writable, print_retrained, progress_of, put, say
 from mmsearch.errors import UsageError
 from mmsearch.options import (
+    RETRAINING,
     Data,
     Device,
+    Gpus,
     ImageShape,
+    MaxFailures,
     Out,
     Seed,
     SkipBroken,
+    StorageTimeout,
     StorageUrl,
     Study,
     StudyName,
+    StudyOption,
+    Timeout,
+    Workers,
+    WorkersPerGpu,
     config_of,
 )
 from mmsearch.paths import DEFAULT_STUDY
+
+if TYPE_CHECKING:
+    from mmsearch.config import StudyConfig
 
 
 class Format(StrEnum):
@@ -36,11 +48,26 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
+class Numbers(StrEnum):
+    """The forms of a comparison."""
+
+    TEXT = "text"
+    JSON = "json"
+    CSV = "csv"
+
+
 class Order(StrEnum):
     """The orders of a trial table."""
 
     NUMBER = "number"
     BEST = "best"
+
+
+class Prefer(StrEnum):
+    """What `confirm` chooses."""
+
+    BEST = "best"
+    SMALL = "small"
 
 
 def retrain_best(
@@ -53,6 +80,31 @@ def retrain_best(
             "(of those at most so much worse than the best, the best of the second)."
         ),
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=20,
+            metavar="K",
+            help="Train the K best configurations, or the one of --trial or --pick on K seeds, and average their "
+            "probabilities.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Train once more without the validation rows, and fit on these how sure the model may be.",
+        ),
+    ] = True,
+    abstain_below: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X",
+            help="Say nothing of a row below this confidence: a number, or the share that is to be reached on "
+            "validation rows, accuracy=0.999 or coverage=0.95.",
+        ),
+    ] = None,
     data: Data = None,
     storage: StorageUrl = None,
     study_name: StudyName = None,
@@ -61,7 +113,7 @@ def retrain_best(
     image_shape: ImageShape = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Train the best trial again, on training and validation rows; leave model, predictions and metrics."""
+    """Train the best trial, or the confirmed one, again on training and validation rows; leave model and metrics."""
     if trial is not None and pick is not None:
         raise UsageError("--trial and --pick exclude each other")
     config = config_of(
@@ -80,13 +132,85 @@ def retrain_best(
 
     use_threads(cores())
     with Epochs() as show:
-        rule = pick or "best"
-        bundle = run(config, trial=trial, rule=rule, on_plan=show.plan, on_note=say, on_epoch=show.epoch)
+        bundle = run(
+            config,
+            trial=trial,
+            rule=pick,
+            ensemble=ensemble or 1,
+            calibrate=calibrate,
+            abstain_below=abstain_below,
+            on_plan=show.plan,
+            on_note=say,
+            on_step=say,
+            on_epoch=show.epoch,
+        )
     print_retrained(bundle)
 
 
+def confirm(
+    study: Study = DEFAULT_STUDY,
+    top: Annotated[int, typer.Option(min=1, help="So many of the best trials, beside the defaults.")] = 5,
+    seeds: Annotated[int, typer.Option(help="On so many fresh seeds each; 2 at least.")] = 5,
+    prefer: Annotated[
+        Prefer,
+        typer.Option(help="The choice: best (mean), or small (the smallest model that does not differ from the best)."),
+    ] = Prefer.BEST,
+    workers: Workers = None,
+    timeout: Timeout = None,
+    max_failures: MaxFailures = None,
+    data: Data = None,
+    storage: StorageUrl = None,
+    storage_timeout: StorageTimeout = None,
+    study_name: StudyName = None,
+    seed: Seed = None,
+    device: Device = None,
+    gpus: Gpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Train the best trials and the defaults again on fresh seeds: which are better, and which were lucky."""
+    config = config_of(
+        study,
+        timeout=timeout,
+        max_failures=max_failures,
+        data=data,
+        storage=storage,
+        storage_timeout=storage_timeout,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
+    again = f"{config.command('confirm')} --top {top} --seeds {seeds} --prefer {prefer}"
+    again += f" --workers {workers}" if workers else ""
+    choice: Literal["best", "small"] = "small" if prefer is Prefer.SMALL else "best"
+    with goes_on_with(again):
+        from mmsearch.results.confirm import WORD
+        from mmsearch.results.confirm import confirm as run
+        from mmsearch.results.confirm_words import render
+        from mmsearch.search.repeats import repeats_of
+
+        show = progress_of(repeats_of(config, WORD))
+        found = run(config, top=top, seeds=seeds, prefer=choice, workers=workers, progress=show)
+    print(render(found), end="")
+    if found.missing:
+        say(f"go on with: {whole(again)}")
+    if found.ended is None:
+        say(f"next: {whole(config.command('retrain-best', RETRAINING))}")
+
+
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="A folder that `mmsearch retrain-best` made.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder that `mmsearch retrain-best` made, or one of its files: model.safetensors in it, or "
+            "model.pt2 or model.onnx, alone and wherever they are. A .pt2 is a program: load only what you trust."
+        ),
+    ],
     data: Annotated[str, typer.Argument(help="A data folder in any layout, or the word demo.")],
     out: Out = None,
     split: Annotated[
@@ -98,10 +222,10 @@ def predict(
     if split not in (None, "train", "test"):
         raise UsageError(f'--split must be train or test, not "{split}"')
     must_be_writable(out)
-    from mmsearch.results.bundle import Bundle
     from mmsearch.results.predict import predict as run
+    from mmsearch.results.runtime import load_predictor
 
-    put(run(Bundle.load(bundle), data, split, skip_broken=skip_broken, on_event=say), out)
+    put(run(load_predictor(bundle), data, split, skip_broken=skip_broken, on_event=say), out)
 
 
 def export(
@@ -115,8 +239,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME,NAME",
-            help="Only these columns, in this order. A pattern such as image.* names several, and * also those that are "
-            "shown only on demand: started, finished, seed, threads, device, hardware, worker, host, retry_of.",
+            help="Only these columns, in this order. A pattern such as image.* names several, and * all: also started, "
+            "finished, seed, threads, device, hardware, worker, host and retry_of, which are shown only on demand.",
         ),
     ] = None,
     state: Annotated[
@@ -151,3 +275,111 @@ def export(
         say(large)
     marked = None if best is None else best.number
     put(tables.render_table(rows, form, columns=names, metric=metrics[0], best=marked), out)
+
+
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDY...", help="Study files, or names of studies in the storage of --study."),
+    ],
+    study: StudyOption = DEFAULT_STUDY,
+    storage: StorageUrl = None,
+    form: Annotated[
+        Numbers, typer.Option("--format", help="text is for people; json and csv are exact.")
+    ] = Numbers.TEXT,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the best so far against trials and against hours of training: .html, .png or .svg.",
+        ),
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Print studies side by side: results with intervals, what they cost, when each was as good, how they differ."""
+    must_be_writable(out)
+    files = [word.endswith(".toml") or "/" in word for word in studies]
+    configs = [
+        config_of(Path(word), reading=True, storage=storage)
+        if file
+        else config_of(study, reading=True, storage=storage, study_name=word)
+        for word, file in zip(studies, files, strict=True)
+    ]
+    from mmsearch.results import compare_forms as forms
+    from mmsearch.results.compare import compare as run
+
+    if figure is not None:
+        from mmsearch.results.figures.compare import check_file, compare_figure, write_figure
+
+        must_be_writable(figure)
+        check_file(figure)
+    found = run(configs, studies)
+    put({"text": forms.as_text, "json": forms.as_json, "csv": forms.as_csv}[form](found), out)
+    if figure is not None:
+        write_figure(compare_figure(found), figure)
+        say(f"wrote {figure}")
+
+
+def report(
+    study: Study = DEFAULT_STUDY,
+    ablate: Annotated[
+        bool,
+        typer.Option(
+            "--ablate", help="Train the best configuration with one parameter at a time back at its default first."
+        ),
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Of the ablation: on so many fresh seeds each; 2 at least.")] = 3,
+    workers: Workers = None,
+    no_retrain: Annotated[
+        bool,
+        typer.Option("--no-retrain", help="Make no model where there is none: the report then says how to make one."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write into this folder.")] = None,
+    data: Data = None,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+    seed: Seed = None,
+    device: Device = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Write the report of a study: one page, and the same as Markdown and LaTeX, with its figures and tables."""
+    config = config_of(
+        study,
+        data=data,
+        storage=storage,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
+    from mmsearch.results.ablation import WORD
+    from mmsearch.results.ablation import ablate as run_ablation
+    from mmsearch.results.report.write import make_report
+    from mmsearch.results.retrain import retrain_best as run_retraining
+    from mmsearch.search.machine import cores
+    from mmsearch.search.repeats import repeats_of
+    from mmsearch.training.device import use_threads
+
+    def ablation(config: StudyConfig) -> None:
+        show = progress_of(repeats_of(config, WORD))
+        run_ablation(config, seeds=seeds, workers=workers, progress=show)
+
+    def retraining(config: StudyConfig) -> None:
+        with Epochs() as show:
+            run_retraining(config, on_plan=show.plan, on_note=say, on_step=say, on_epoch=show.epoch)
+
+    use_threads(cores())
+    again = f"{config.command('report')}{' --ablate' * ablate} --seeds {seeds}"
+    with goes_on_with(again):
+        paths = make_report(
+            config,
+            out=out,
+            retrain=None if no_retrain else retraining,
+            ablate=ablation if ablate else None,
+            on_note=say,
+            on_step=say,
+        )
+    for path in (paths.page, paths.markdown, paths.latex, paths.figures, *map(paths.trials, ("csv", "md", "tex"))):
+        print(path)

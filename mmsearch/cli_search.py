@@ -84,16 +84,16 @@ def launch(
         skip_broken=skip_broken or None,
     )
     again = config.command("launch") + (f" --workers {workers}" if workers else "")
-    with _goes_on_with(again):
+    with goes_on_with(again):
         from mmsearch.search.launcher import launch as run
 
         summary = run(config, workers=workers, progress=progress_of(config))
     print_summary(config, summary)
     _say_how_to_go_on(summary, again)
     say("next:")
-    say(f"  {_whole(config.command('dashboard', READING))}")
-    say(f"  {_whole(config.command('retrain-best', RETRAINING))}")
-    say(f"  {_whole(config.command('export', READING))}")
+    say(f"  {whole(config.command('dashboard', READING))}")
+    say(f"  {whole(config.command('retrain-best', RETRAINING))}")
+    say(f"  {whole(config.command('export', READING))}")
 
 
 def worker(
@@ -136,7 +136,7 @@ def worker(
     again = config.command("worker") + (f" --workers {workers}" if workers else "")
     again += f" --wait {wait}" if wait != "0" else ""
     patience = parse_wait(wait)
-    with _goes_on_with(again):
+    with goes_on_with(again):
         from mmsearch.search.launcher import join as run
 
         summary = run(config, workers=workers, wait=patience, progress=progress_of(config))
@@ -165,7 +165,7 @@ def stop(study: Study = DEFAULT_STUDY, storage: StorageUrl = None, study_name: S
         say(f"the study has its {total} trials")
         return
     trials = f" --trials {total}" if total != config.study.trials else ""
-    say(f"go on with: {_whole(config.command('launch', READING) + trials)}")
+    say(f"go on with: {whole(config.command('launch', READING) + trials)}")
 
 
 def enqueue(
@@ -221,24 +221,24 @@ def _say_how_to_go_on(summary: Summary, command: str) -> None:
     if summary.ended.startswith("patience_trials"):
         say("a greater --patience-trials would go on")
     elif summary.counts.finished < summary.total:
-        say(f"go on with: {_whole(command)}")
+        say(f"go on with: {whole(command)}")
 
 
-def _whole(command: str) -> str:
+def whole(command: str) -> str:
     """A command with a word on what is not shown of it."""
     return f"{command} (with the password for ***)" if ":***@" in command else command
 
 
 @contextmanager
-def _goes_on_with(command: str) -> Iterator[None]:
+def goes_on_with(command: str) -> Iterator[None]:
     """Whoever is stopped, by a signal at any moment or for want of the storage, is told how to go on."""
     try:
         yield
     except Interrupted as error:
-        raise Interrupted(error.signum, _whole(command)) from None
+        raise Interrupted(error.signum, whole(command)) from None
     except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, _whole(command)) from None
+        raise Interrupted(signal.SIGINT, whole(command)) from None
     except Terminated:
-        raise Interrupted(signal.SIGTERM, _whole(command)) from None
+        raise Interrupted(signal.SIGTERM, whole(command)) from None
     except StorageLost as error:
-        raise StorageLost(f"{error}: {_whole(command)}") from None
+        raise StorageLost(f"{error}: {whole(command)}") from None

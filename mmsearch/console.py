@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from mmsearch.config import StudyConfig
     from mmsearch.results.bundle import Bundle
-    from mmsearch.results.retrain import Plan
+    from mmsearch.results.plans import Plan
     from mmsearch.search.launcher import Summary
     from mmsearch.search.progress import Progress
     from mmsearch.search.study import OpenStudy
@@ -102,8 +103,13 @@ class Epochs:
         """Before the first epoch of a retraining."""
         from mmsearch.search.progress import plural
 
-        epochs = plural(plan.epochs, "epoch")
-        self.begin(f"retraining trial {plan.trial.number} on training and validation rows for {epochs}", plan.epochs)
+        if plan.hint is not None:
+            say(plan.hint)
+        each = [member.epochs for member in plan.members]
+        epochs = plural(each[0], "epoch") if len(each) == 1 else f"{', '.join(map(str, each))} epochs"
+        before = f", and {plural(plan.unseen_epochs, 'epoch')} before that to calibrate" if plan.unseen_epochs else ""
+        text = f"retraining {plan.why}; on training and validation rows for {epochs}{before}"
+        self.begin(text, plan.epochs + plan.unseen_epochs)
 
     def begin(self, text: str, epochs: int) -> None:
         """Before the first of so many epochs."""
@@ -290,12 +296,63 @@ def print_retrained(bundle: Bundle) -> None:
     }[found["scored_on"]]
     where = f"{scored['rows']} {kind}"
     by = "" if searched["rule"] == "best" else f"; picked by {searched['rule']}"
+    if metrics["chosen"]["by"] == "confirmed":
+        by = "; confirmed on fresh seeds"
     print(f"trial       {metrics['trial']} ({all_in_words(searched['values'])} on validation rows{by})")
+    if len(metrics["members"]) > 1:
+        trials = ", ".join(str(member["trial"]) for member in metrics["members"])
+        print(f"ensemble    {len(metrics['members'])} models, of trials {trials}; their probabilities are averaged")
     if searched["violated"]:
         print(f"constraints {searched['violated']}")
-    print(f"accuracy    {scored['accuracy']:.4f} on {where}")
-    print(f"macro F1    {scored['macro_f1']:.4f} on {where}")
-    print(f"both        {found['both']:.4f} macro F1 on {found['scored_on'].replace('_', ' ')} rows")
-    print(f"image alone {found['image_alone']:.4f} (audio set to its training mean)")
-    print(f"audio alone {found['audio_alone']:.4f} (image set to its training mean)")
+    print(f"accuracy    {_with_interval(scored['accuracy'], scored['accuracy_interval'])} on {where}")
+    print(f"macro F1    {_with_interval(scored['macro_f1'], scored['macro_f1_interval'])} on {where}")
+    _print_calibration(metrics)
+    _print_account(metrics)
+    forms = [form for form, held in metrics["exports"].items() if "skipped" not in held]
+    if forms:
+        largest = max(metrics["exports"][form]["largest_difference"] for form in forms)
+        print(f"exports     {', '.join(forms)}: the same labels, probabilities within {largest:.0e}")
     print(f"bundle      {bundle.folder}")
+
+
+def _print_calibration(metrics: dict[str, Any]) -> None:
+    """How sure a retrained model may be, and of what it says nothing."""
+    from mmsearch.search.progress import duration
+
+    held, name = metrics["calibration"], metrics["modalities"]["scored_on"]
+    if held is None:
+        return
+    scored, where = metrics[name], f"{name.replace('_', ' ')} rows"
+    print(
+        f"calibration temperature {held['temperature']:.3f}, fitted on {held['rows']} {held['fitted_on']} "
+        f"({duration(held['seconds'])} of training)"
+    )
+    errors = f"{held['ece_before']:.4f} to {held['ece_after']:.4f} there"
+    print(f"            ECE {errors}, {scored['ece_uncalibrated']:.4f} to {scored['ece']:.4f} on {where}")
+    if held["abstain_below"] is not None:
+        there = _kept(held["coverage"], held["accuracy_kept"])
+        here = _kept(scored["kept"]["coverage"], scored["kept"]["accuracy"])
+        print(f"abstains    below {held['abstain_below']:.4f}: keeps {there} of the unseen rows, {here} of the {where}")
+    for remark in held["remarks"]:
+        print(f"            {remark}")
+
+
+def _print_account(metrics: dict[str, Any]) -> None:
+    """What each modality brings a retrained model."""
+    where = f"{metrics['modalities']['scored_on'].replace('_', ' ')} rows"
+    account = metrics["modalities"]["account"]
+    shown = {name: _with_interval(held["macro_f1"], held["interval"]) for name, held in account.items() if "_" in name}
+    print(f"both        {_with_interval(account['both']['macro_f1'], account['both']['interval'])} macro F1 on {where}")
+    print(f"image alone {shown['image_alone']} (audio set to its training mean)")
+    print(f"audio alone {shown['audio_alone']} (image set to its training mean)")
+    print(f"shuffled    {shown['image_shuffled']} with other rows' images, {shown['audio_shuffled']} with their audio")
+    print(f"fusion gain {shown['fusion_gain']} over the better one alone")
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    """A score and its 95 % interval."""
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _kept(coverage: float, accuracy: float | None) -> str:
+    return f"{coverage:.1%}" + ("" if accuracy is None else f" (accuracy {accuracy:.4f})")

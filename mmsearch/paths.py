@@ -65,6 +65,18 @@ class StudyPaths:
         """One trial's epochs, a JSON object a line, appended as they end."""
         return self.trial(number) / "metrics.jsonl"
 
+    def table(self, number: int) -> Path:
+        """The same as a table, written when the trial ends."""
+        return self.trial(number) / "metrics.csv"
+
+    def curves(self, number: int) -> Path:
+        """A picture of its loss and leading metric against epochs, written with the table."""
+        return self.trial(number) / "curves.png"
+
+    def confusion(self, number: int) -> Path:
+        """A picture of the confusions on the validation rows at its best epoch, written with the table."""
+        return self.trial(number) / "confusion.png"
+
     def checkpoint(self, number: int) -> Path:
         """Where a trial's training stands, while it runs or waits; by the number of its first attempt."""
         return self.trial(number) / "checkpoint.pt"
@@ -127,6 +139,46 @@ class BundlePaths:
         return self.folder / "metrics.json"
 
 
+@dataclass(frozen=True)
+class ReportPaths:
+    """What a report's folder holds."""
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """The report as one page that needs nothing else."""
+        return self.folder / "index.html"
+
+    @property
+    def markdown(self) -> Path:
+        """The same as Markdown, with the pictures of `figures`."""
+        return self.folder / "report.md"
+
+    @property
+    def latex(self) -> Path:
+        """The same as LaTeX."""
+        return self.folder / "report.tex"
+
+    @property
+    def figures(self) -> Path:
+        """One file a figure and form."""
+        return self.folder / "figures"
+
+    @property
+    def plotly(self) -> Path:
+        """What the interactive figures share."""
+        return self.figures / "plotly.min.js"
+
+    def figure(self, name: str, form: str) -> Path:
+        """A figure as `html`, `png` or `svg`."""
+        return self.figures / f"{name}.{form}"
+
+    def trials(self, form: str) -> Path:
+        """All trials as `csv`, `md` or `tex`."""
+        return self.folder / f"trials.{form}"
+
+
 def remove(path: Path) -> None:
     """Remove a file that `replacing` wrote, if it is there, and what a kill in mid-write left; raises `OSError`."""
     path.unlink(missing_ok=True)
@@ -156,6 +208,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def shipped_studies() -> Path:

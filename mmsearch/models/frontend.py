@@ -8,6 +8,8 @@ transform is computed, and logarithms of it would show that.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.fft import dct
@@ -134,12 +136,18 @@ class Chroma(nn.Module):
 FEATURES: dict[str, type[nn.Module]] = {"stft": STFT, "log_mel": LogMel, "mfcc": MFCC, "chroma": Chroma}
 
 
-def features_of(trained: Trained, hyperparameters: Hyperparameters) -> tuple[str, dict[str, int | bool]] | None:
-    """Which features a configuration has computed, and their settings; None where the audio rows are features."""
+def settings_of(trained: Trained, hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """What tells the frontend of one configuration from that of another: the features that it computes, by name."""
+    return {} if trained.rate is None else hyperparameters.under("features")
+
+
+def frame_values(trained: Trained, hyperparameters: Hyperparameters) -> int:
+    """How many numbers the frames of one row's waveform hold, each as long as its transform; 0 without waveforms."""
     if trained.rate is None:
-        return None
-    name = hyperparameters["features.name"]
-    return name, hyperparameters.under(f"features.{name}")
+        return 0
+    settings = hyperparameters.under(f"features.{hyperparameters['features.name']}")
+    frames = Frames.of(trained.shapes.audio[0], trained.rate, settings["window_ms"], settings["hop_ms"])
+    return frames.count * frames.fft
 
 
 class Frontend(nn.Module):
@@ -152,10 +160,10 @@ class Frontend(nn.Module):
     def __init__(self, trained: Trained, hyperparameters: Hyperparameters) -> None:
         super().__init__()
         self.pixel_scale, self.audio_scale = trained.pixels.scale, trained.audio_scale
-        wanted = features_of(trained, hyperparameters)
         self.features: nn.Module | None = None
-        if wanted is not None and trained.rate is not None:
-            name, settings = wanted
+        if trained.rate is not None:
+            name = hyperparameters["features.name"]
+            settings = hyperparameters.under(f"features.{name}")
             self.features = FEATURES[name](trained.shapes.audio[0], trained.rate, **settings)
 
     def forward(self, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:

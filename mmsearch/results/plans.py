@@ -15,6 +15,7 @@ from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.results.confirm import Confirmation, Confirmed, confirmation_of
 from mmsearch.search.folds import trial_seed
 from mmsearch.search.progress import plural
+from mmsearch.search.repeats import key_of
 from mmsearch.search.space import restore
 from mmsearch.search.study import OpenStudy
 from mmsearch.search.values import all_in_words, best_of, candidates, in_words
@@ -114,10 +115,11 @@ def _distinct(
     possible = candidates(opened.trials())
     known = {trial.number: trial for trial in possible}
     rows = () if confirmation is None else confirmation.rows
-    found = [chosen]
-    for trial in (*(known[row.trial] for row in rows if row.trial in known), *_ranked(opened, possible)):
-        if all(trial.params != other.params for other in found):
-            found.append(trial)
+    confirmed = [known[row.trial] for row in rows if row.trial in known]
+    first: dict[object, FrozenTrial] = {}
+    for trial in (chosen, *confirmed, *_ranked(opened, possible)):
+        first.setdefault(key_of(trial.params), trial)
+    found = list(first.values())
     if len(found) < count:
         raise UsageError(
             f"an ensemble of {count} is not possible: the study {opened.config.study.name} has "

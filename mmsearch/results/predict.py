@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mmsearch.data.dataset import Index, Split
 from mmsearch.data.describe import tell_skipped
 from mmsearch.data.sources import load_rows
-from mmsearch.results.bundle import Bundle
+from mmsearch.results.runtime import Predictor
 
 
 def predictions_csv(
@@ -21,22 +21,29 @@ def predictions_csv(
     rows: Index,
     labels: Index | None,
     files: Sequence[tuple[str, str]] | None = None,
+    *,
+    abstain_below: float | None = None,
 ) -> str:
     """`row_id,label,predicted,confidence` and a probability a class; `label` only where labels are known.
 
-    rows: (n,) row ids. files: the image file and the audio file of each row, where it has any: two columns more.
+    rows: (n,) row ids. files: the image file and the audio file of each row, where it has any: two columns more. With
+    `abstain_below` the column `abstained` says whether the confidence, the greatest probability, is smaller: true, and
+    `predicted` is not to be relied on, or false.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     named = ["image", "audio"] if files is not None else []
     known = ["label"] if labels is not None else []
-    writer.writerow(["row_id", *named, *known, "predicted", "confidence", *(f"p_{name}" for name in classes)])
+    silent = ["abstained"] if abstain_below is not None else []
+    writer.writerow(["row_id", *named, *known, "predicted", "confidence", *silent, *(f"p_{name}" for name in classes)])
     predicted = probabilities.argmax(1)
     for i, row in enumerate(rows.tolist()):
         paths = files[i] if files is not None else ()
         truth = [classes[labels[i]]] if labels is not None else []
         chosen = predicted[i]
-        writer.writerow([row, *paths, *truth, classes[chosen], probabilities[i, chosen], *probabilities[i]])
+        confidence = probabilities[i, chosen]
+        said = [] if abstain_below is None else ["true" if confidence < abstain_below else "false"]
+        writer.writerow([row, *paths, *truth, classes[chosen], confidence, *said, *probabilities[i]])
     return text.getvalue()
 
 
@@ -52,7 +59,7 @@ def known_labels(split: Split) -> Index | None:
 
 
 def predict(
-    bundle: Bundle,
+    predictor: Predictor,
     source: str,
     split: str | None = None,
     *,
@@ -63,7 +70,14 @@ def predict(
 
     `skip_broken` leaves out what cannot be used of a manifest, and `on_event` is told what.
     """
-    rows = load_rows(source, split, bundle.trained, skip_broken=skip_broken)
+    rows = load_rows(source, split, predictor.trained, skip_broken=skip_broken)
     if rows.origin is not None and rows.origin.skipped:
         on_event(tell_skipped(rows.origin.skipped))
-    return predictions_csv(bundle.classes, bundle.probabilities(rows), rows.ids, known_labels(rows), rows.files)
+    return predictions_csv(
+        predictor.classes,
+        predictor.probabilities(rows),
+        rows.ids,
+        known_labels(rows),
+        rows.files,
+        abstain_below=predictor.abstain_below,
+    )

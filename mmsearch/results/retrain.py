@@ -20,16 +20,17 @@ from mmsearch.data.dataset import Dataset, Split
 from mmsearch.data.sources import load_dataset
 from mmsearch.data.splits import some
 from mmsearch.errors import MmsearchError, UsageError
-from mmsearch.paths import BundlePaths, remove, write_text
+from mmsearch.paths import BundlePaths, write_text
 from mmsearch.results.account import MOST_ROWS, modality_account
 from mmsearch.results.bundle import Bundle, Member
 from mmsearch.results.calibration import Calibration, Threshold, abstention_curve, unseen_logits
 from mmsearch.results.card import model_card
 from mmsearch.results.exports import write_exports
-from mmsearch.results.plans import Plan, PlannedMember, make_plan
 from mmsearch.results.members import train_member
+from mmsearch.results.plans import Plan, PlannedMember, make_plan
 from mmsearch.results.predict import known_labels, predictions_csv, submission_csv
 from mmsearch.results.scores import certainty, labelled_splits, score, scored_split, softened
+from mmsearch.search.note import RETRAINED, save_note
 from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.search.values import METRICS, VIOLATED
 from mmsearch.training.device import choose_device
@@ -90,6 +91,7 @@ def retrain_best(
         raise UsageError("--abstain-below needs the calibration that --no-calibrate leaves out")
     listener = Listener(on_plan, _once(on_note), on_step, on_epoch)
     with open_study(config) as opened:
+        opened.must_be_a_search()
         plan = make_plan(opened, trial=trial, rule=rule, ensemble=ensemble, calibrate=calibrate)
         dataset = load_dataset(config)
         opened.check(dataset.fingerprint)
@@ -109,9 +111,7 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
     return first
 
 
-def _retrain(
-    opened: OpenStudy, plan: Plan, dataset: Dataset, asked: Threshold | None, listener: Listener
-) -> Bundle:
+def _retrain(opened: OpenStudy, plan: Plan, dataset: Dataset, asked: Threshold | None, listener: Listener) -> Bundle:
     config = opened.config
     device = choose_device(config.search.device)
 
@@ -138,9 +138,10 @@ def _retrain(
         folder = _move_in(building, config.paths.retrained, str(plan.trial.number))
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    known = {"trial": plan.trial.number, "macro_f1": metrics["modalities"]["both"], "folder": str(folder)}
-    opened.optuna.set_user_attr("retrained", known)
-    _save_note(opened)
+    judged = metrics[metrics["modalities"]["scored_on"]]["macro_f1"]
+    known = {"trial": plan.trial.number, "macro_f1": judged, "folder": str(folder)}
+    opened.optuna.set_user_attr(RETRAINED, known)
+    save_note(opened)
     if failure is not None:
         raise MmsearchError(f"{folder} holds the model, its metrics and predictions, but not all exports: {failure}")
     return replace(bundle, folder=folder)
@@ -162,7 +163,9 @@ def _describe(
     name, scored = scored_split(dataset)
     listener.step(f"scoring on {len(scored)} {name.replace('_', ' ')} rows")
     logits = {held: bundle.logits(split, device, cache=cache) for held, split in splits.items() if split is not None}
-    scores = {held: None if split is None else score(bundle, logits[held], split.labels) for held, split in splits.items()}
+    scores = {
+        held: None if split is None else score(bundle, logits[held], split.labels) for held, split in splits.items()
+    }
     curve = abstention_curve(*certainty(softened(logits[name], bundle.temperature), scored.labels))
     listener.step("scoring with each modality alone, and shuffled")
     account = modality_account(bundle, scored, device, cache)
@@ -251,28 +254,16 @@ def _complete(
         if dataset.competition:
             write_text(paths.submission, submission_csv(classes, found, test.ids))
     listener.step("exporting, and checking each form")
-    failure = None
+    failure: Exception | None = None
     try:
         metrics["exports"] = write_exports(bundle, test or some(dataset.train, MOST_ROWS, 0), on_note=listener.note)
-    except MmsearchError as error:
-        failure = error
-    except Exception as error:  # whatever it is, the model stays
+    except Exception as error:  # whatever it is, what was trained is not to be lost
+        if not paths.weights.exists():  # which were wrong
+            raise
         logging.getLogger("mmsearch").debug("the export failed", exc_info=True)
-        for path in (paths.program, paths.onnx):  # which nobody has checked
-            remove(path)
         failure = error
     write()
     return failure
-
-
-def _save_note(opened: OpenStudy) -> None:
-    """Bring the dashboard's note up to date."""
-    from mmsearch.search.dashboard import save_note  # here, since the dashboard's package takes seconds to import
-
-    try:
-        save_note(opened)
-    except Exception as error:  # a note is no reason to fail
-        logging.getLogger("mmsearch").warning("the dashboard's note was not written: %s", error)
 
 
 def _move_in(building: Path, parent: Path, name: str) -> Path:

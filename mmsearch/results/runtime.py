@@ -16,10 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmsearch.data.dataset import Split, Trained
-from mmsearch.data.features import feature_shapes
+from mmsearch.data.dataset import Index, Split, Trained
 from mmsearch.errors import BundleError
-from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.models.frontend import frame_values
 from mmsearch.paths import BundlePaths
 from mmsearch.results.bundle import Bundle, Description
@@ -98,8 +96,12 @@ class InMemory:
         """As `Predictor`."""
         shapes = (member.model.shapes.audio for member in self.bundle.members)
         values = max(map(math.prod, (self.trained.shapes.audio, *shapes)))
-        chunks = _chunks(split, max(1, CHUNK_VALUES // values))
-        return np.concatenate([self.bundle.probabilities(chunk) for chunk in chunks])
+        found = []
+        for rows in _blocks(split, max(1, CHUNK_VALUES // values)):
+            # arrays of their own: features are computed into an array as long as the split's
+            block = replace(split, image=split.image[rows], audio=split.audio[rows], label=None, origin=None)
+            found.append(self.bundle.probabilities(replace(block, rows=np.arange(len(rows)), audio_key=None)))
+        return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class Exported:
         """As `Predictor`."""
         values = max(frame_values(self.trained, hyperparameters) for hyperparameters in self.said.members)
         rows = max(1, min(EVALUATION_ROWS, FRAME_VALUES // max(1, values)))
-        return np.concatenate([self.run(*raw_rows(chunk, self.trained)) for chunk in _chunks(split, rows)])
+        blocks = _blocks(split, rows)
+        return np.concatenate([self.run(*raw_rows(replace(split, rows=block), self.trained)) for block in blocks])
 
 
 def raw_rows(split: Split, trained: Trained) -> tuple[Floats, Floats]:
@@ -146,16 +149,83 @@ def raw_rows(split: Split, trained: Trained) -> tuple[Floats, Floats]:
     return image, audio
 
 
-def _chunks(split: Split, size: int) -> Iterator[Split]:
-    """The rows of a split, `size` at a time, each time in arrays of their own."""
+def _blocks(split: Split, size: int) -> Iterator[Index]:
+    """The numbers of a split's rows in its arrays, `size` of them at a time."""
     for start in range(0, len(split), size):
-        rows = split.rows[start : start + size]
-        yield replace(
-            split,
-            image=split.image[rows],
-            audio=split.audio[rows],
-            label=None,
-            rows=np.arange(len(rows)),
-            audio_key=None,
-            origin=None,
-        )
+        yield split.rows[start : start + size]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to itself what torch's exporters and loaders say of their own insides; errors still are errors.
+
+    What they made is compared with the model, row by row, so that nothing is lost.
+    """
+    names = ("torch.export", "torch._export", "torch.onnx", "onnxscript")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _load_program(path: Path) -> Exported:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            text = next((archive.read(name) for name in archive.namelist() if Path(name).name == DESCRIPTION), None)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: not a program that retrain-best made, or damaged: {error}") from None
+    if damaged is not None:
+        raise BundleError(f"{path}: damaged: the content of {damaged} is not what was written")
+    said = Description.read(_described(path, text), path)
+    try:
+        with quiet():
+            program = torch.export.load(path).module()
+    except Exception as error:  # torch's loader raises whatever it stumbles over
+        raise BundleError(f"{path}: torch {torch.__version__} cannot load it: {_first_line(error)}") from None
+
+    def run(image: Floats, audio: Floats) -> Floats:
+        with torch.inference_mode():
+            found: Floats = program(torch.from_numpy(image), torch.from_numpy(audio)).numpy()
+        return found
+
+    return Exported(said, run)
+
+
+def _load_onnx(path: Path) -> Exported:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BundleError(f"{path}: onnxruntime, which runs it, is not installed: {INSTALL_ONNX}") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # fatal: whatever else there is to say is in the exception
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes have no other base
+        raise BundleError(f"{path}: not an ONNX model, or damaged: {_first_line(error)}") from None
+    text = session.get_modelmeta().custom_metadata_map.get(DESCRIPTION)
+    said = Description.read(_described(path, text), path)
+
+    def run(image: Floats, audio: Floats) -> Floats:
+        (found,) = session.run(["probabilities"], {"image": image, "audio": audio})
+        return np.asarray(found, dtype=np.float32)
+
+    return Exported(said, run)
+
+
+def _described(path: Path, text: str | bytes | None) -> str:
+    """What a file says of its model; raises `BundleError` where it says nothing."""
+    if text is None:
+        raise BundleError(f"{path}: not made by retrain-best: it does not say what it was trained on")
+    return text if isinstance(text, str) else text.decode("utf-8", "replace")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

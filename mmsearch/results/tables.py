@@ -143,14 +143,11 @@ def select_rows(
 
 
 def too_large(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
-    """What keeps a LaTeX table from standing on one page, in words."""
+    """That a table is more than a page of LaTeX holds, and what shows less of it; None where it is not."""
     wide, long = len(columns) > PAGE_COLUMNS, len(rows) > PAGE_ROWS
-    if not wide and not long:
-        return None
-    size = f"{len(columns)} columns" if wide else f"{len(rows)} rows"
-    size = f"{len(columns)} columns and {len(rows)} rows" if wide and long else size
-    ways = [*(["--columns number,value,image.* shows fewer columns"] if wide else []), *(["--top 10 fewer rows"] * long)]
-    return f"the table has {size}, more than a page holds: {', '.join(ways)}"
+    sizes = [f"{len(columns)} columns"] * wide + [f"{len(rows)} rows"] * long
+    ways = ["--columns number,value,image.* shows some columns"] * wide + ["--top 10 shows some rows"] * long
+    return f"{' and '.join(sizes)} are more than a page holds; {', '.join(ways)}" if sizes else None
 
 
 def render_table(

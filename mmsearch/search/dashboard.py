@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import hmac
 import ipaddress
 import logging
@@ -20,16 +19,13 @@ import optuna
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 
-from mmsearch.config import OPTIONS, StudyConfig
+from mmsearch.config import StudyConfig
 from mmsearch.errors import MmsearchError, UsageError
-from mmsearch.hyperparameters import show
-from mmsearch.search.study import OpenStudy, open_study
-from mmsearch.spaces import Choices, Range
+from mmsearch.search.study import open_study
 
 SHOWN_TYPES = ("text/csv", "text/plain", "image/png", "application/json")  # artifacts that a browser may show
 PASSWORD_VARIABLE = "MMSEARCH_DASHBOARD_PASSWORD"
 USER = "mmsearch"
-NOTE = "mmsearch:note"  # system attribute of a study: a digest of the note that we wrote last
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -142,63 +138,3 @@ class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Requests are no news; to the log, not to the terminal."""
         logging.getLogger("mmsearch.dashboard").debug(format, *args)
-
-
-def save_note(opened: OpenStudy) -> None:
-    """The note that the dashboard shows on the study's page: data, space and command. One that was edited stays."""
-    config = opened.config
-    before = optuna_dashboard.get_note(opened.optuna)
-    if before and _digest(before) != opened.storage.get_study_system_attrs(opened.id).get(NOTE):
-        return
-    pruner = config.search.pruner if len(config.study.metrics) == 1 else "none"
-    lines = [
-        f"# {config.study.name}",
-        "",
-        f"Data: `{config.data.source}`. {_value(config)} Trial 0 has the defaults.",
-        "",
-        "| parameter | searched over | default |",
-        "|---|---|---|",
-    ]
-    for name, dimension in config.dimensions.varying().items():
-        lines.append(f"| `{name}` | {_words(dimension)} | {show(dimension.default)} |")
-    lines += [
-        "",
-        f"Sampler {config.search.sampler}, pruner {pruner}, at most {config.search.max_epochs} epochs, "
-        f"patience {config.search.patience}.",
-        "",
-        "```",
-        config.command("launch"),
-        config.command("retrain-best", [option for option in OPTIONS if option != "--trials"]),
-        "```",
-    ]
-    text = "\n".join(lines) + "\n"
-    if text != before:
-        optuna_dashboard.save_note(opened.optuna, text)
-        opened.storage.set_study_system_attr(opened.id, NOTE, _digest(text))
-
-
-def _value(config: StudyConfig) -> str:
-    """What a trial's value is, in words."""
-    leading, *others = config.study.metrics
-    rows = f"on the validation rows ({config.data.fraction:.0%} of the training rows)"
-    if config.data.validation == "three_way":
-        rows = f"on the validation rows ({config.data.fraction:.0%} of all; as many are kept back)"
-    elif config.folds > 1:
-        rows = f"on the validation rows, as a mean over {config.folds} folds"
-    words = [f"A trial's value is the best epoch's `{leading}` {rows}."]
-    if others:
-        words.append(f"Beside it: {', '.join(f'`{name}`' for name in others)}, of the same epoch.")
-    if config.constraints:
-        words.append(f"The best keep to {', '.join(f'`{constraint}`' for constraint in config.constraints)}.")
-    return " ".join(words)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _words(dimension: Range | Choices) -> str:
-    if isinstance(dimension, Choices):
-        return ", ".join(show(option) for option in dimension.options)
-    extra = ", logarithmic" if dimension.log else f", in steps of {show(dimension.step)}" if dimension.step else ""
-    return f"{show(dimension.low)} to {show(dimension.high)}{extra}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]
 
     def refuse(what: str, before: object, after: object) -> StudyMismatch:
         return StudyMismatch(
-            f"the study {name} was begun with {what} = {_words(before)}, and now it is {_words(after)}; "
+            f"the study {name} was begun with {what} = {words(before)}, and now it is {words(after)}; "
             "put it back, or begin another study with --study-name"
         )
 
@@ -74,27 +75,32 @@ def compare(name: str, stored: dict[str, Any], now: dict[str, Any]) -> list[str]
             raise refuse(key, before, now[key])
     for kind in ("fixed", "choices"):
         for what in {**stored[kind], **now[kind]}:
-            before, after = (_find(held, what) for held in (stored, now))
+            before, after = (find(held, what) for held in (stored, now))
             if before != after:
                 raise refuse(f'"{what}"', before, after)
     for what in {**stored["ranges"], **now["ranges"]}:
-        before, after = (_find(held, what) for held in (stored, now))
+        before, after = (find(held, what) for held in (stored, now))
         if before == after:
             continue
         known = what in stored["ranges"] and what in now["ranges"]
         grid = now["search.sampler"] == "grid"  # whose points are numbered
         if grid or not known or before[2:] != after[2:] or after[0] > before[0] or after[1] < before[1]:
             raise refuse(f'"{what}"', before, after)
-        notes.append(f'"{what}" is now {_words(after)}, wider than {_words(before)}')
+        notes.append(f'"{what}" is now {words(after)}, wider than {words(before)}')
     return notes
 
 
-def _find(held: dict[str, Any], name: str) -> Any:
-    default = TABLE[name].default if name in TABLE else None  # not held: an older version did not know of it
+def find(held: Mapping[str, Any], name: str) -> Any:
+    """What a fingerprint says of one parameter: its value, its choices, or its range.
+
+    What it does not hold has its default: an older version did not know of it. None where there is none.
+    """
+    default = TABLE[name].default if name in TABLE else None
     return next((held[kind][name] for kind in ("fixed", "choices", "ranges") if name in held[kind]), default)
 
 
-def _words(value: object) -> str:
+def words(value: object) -> str:
+    """What a fingerprint holds, for people."""
     match value:
         case None:
             return "nothing"

@@ -19,6 +19,7 @@ from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.training.device import memory_told
 from mmsearch.training.fit import EpochResult, Training, fit, seed_everything
+from mmsearch.training.metrics import Counts
 from mmsearch.training.transfer import load_weights
 
 KEPT_FEATURES = 4  # settings of the audio features whose rows and statistics stay at hand
@@ -89,6 +90,8 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
         self.config, self.prepared, self.hyperparameters = config, prepared, hyperparameters
         self.first_number, self.device, self.on_note = first_number, device, on_note
         self.results: list[list[EpochResult]] = [[]]  # a list a fold; the last one may not be whole
+        self._ended: Counts | None = None  # confusions of the folds that ended, summed
+        self._best: Counts | None = None  # of the best epoch of the fold that is under way
         self.whole = True  # between two epochs; not after one that broke off
         self.model, self._training = self._begin(1)
         self.parameters = self.model.parameter_count()
@@ -112,11 +115,14 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
             raise StopIteration
         self.whole = False
         if self._training.over:
+            self._ended, self._best = self.confusion, None
             self.results.append([])
             self.model, self._training = self._begin(self.fold)
         with memory_told(self.device):
             result = next(self._training)
         self.results[-1].append(result)
+        if self.best(self.fold) is result:
+            self._best = self._training.confusion
         self.whole = True
         return self.fold, result
 
@@ -135,6 +141,13 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
 
         return max(self.results[fold - 1], key=rank)
 
+    @property
+    def confusion(self) -> Counts | None:
+        """(classes, classes) counts of the validation rows at each fold's best epoch, summed; None before the first."""
+        if self._ended is None or self._best is None:
+            return self._best if self._ended is None else self._ended
+        return self._ended + self._best
+
     def score(self, metric: str) -> float:
         """`macro_f1`, `accuracy` or `loss` of the best epoch; with several folds the mean over them."""
         best = [self.best(fold).valid for fold in range(1, self.fold + 1)]
@@ -143,12 +156,14 @@ class TrialTraining(Iterator[tuple[int, EpochResult]]):
     def state_dict(self) -> dict[str, Any]:
         """Where it stands after the last epoch, the history included, as `Training.state_dict`; only while `whole`."""
         history = [[result.to_dict() for result in results] for results in self.results]
-        return {"history": history, "training": self._training.state_dict()}
+        counted = [None if counts is None else torch.from_numpy(counts) for counts in (self._ended, self._best)]
+        return {"history": history, "confusions": counted, "training": self._training.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a training of the same arguments, as `Training.load_state_dict`."""
         here = self.fold
         self.results = [[EpochResult.from_dict(held) for held in results] for results in state["history"]]
+        self._ended, self._best = (None if counts is None else counts.numpy() for counts in state["confusions"])
         if self.fold != here:
             self.model, self._training = self._begin(self.fold)
         self._training.load_state_dict(state["training"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, Storag
 from mmsearch.paths import write_text
 from mmsearch.search.budgets import STOP_COMMAND, Budgets, Signals
 from mmsearch.search.machine import cores, still_runs
+from mmsearch.search.note import NoteKeeper
 from mmsearch.search.opening import check_init, default_workers, devices, opening
 from mmsearch.search.progress import Progress, duration, plural
 from mmsearch.search.study import (
@@ -39,7 +38,6 @@ from mmsearch.texts import hide_passwords
 
 LOOK_S = 0.5  # between two looks for a study, or whether it has stopped
 STOPPED_S = STOP_GRACE_S + 30  # for all launchers to stop: they look once a second, and may have to kill
-NOTE_S = 10.0  # for the dashboard's note, when all else is done
 
 
 @dataclass(frozen=True)
@@ -238,8 +236,9 @@ def _search(
     """Work on a study until it has its total or has to end, and sum up."""
     config = opened.config
     workers, threads = team
-    with _note_kept(opened, total):
-        supervisor = work(opened, Orders(config, "", 0, total, threads), workers, token, signals, progress)
+    nothing_left = count(opened.trials()).finished >= total
+    with contextlib.nullcontext(progress) if nothing_left else NoteKeeper(opened, progress) as kept:
+        supervisor = work(opened, Orders(config, "", 0, total, threads), workers, token, signals, kept)
     ending = supervisor.ending
     trials = opened.trials()
     counts = count(trials)
@@ -275,27 +274,3 @@ def _keep_study_file(config: StudyConfig) -> None:
     if url:
         text = text.replace(url, hide_password(url))
     write_text(config.paths.study_file, f"# {config.command('launch')}\n{hide_passwords(text)}")
-
-
-@contextlib.contextmanager
-def _note_kept(opened: OpenStudy, total: int) -> Iterator[None]:
-    """Write the dashboard's note while the search works on what is missing of its total."""
-    if count(opened.trials()).finished >= total:
-        yield
-        return
-    note = threading.Thread(target=save_note, args=(opened,), daemon=True)
-    note.start()
-    try:
-        yield
-    finally:
-        note.join(NOTE_S)
-
-
-def save_note(opened: OpenStudy) -> None:
-    """Write the dashboard's note on the study, which takes seconds; one that cannot be written is no error."""
-    from mmsearch.search import dashboard
-
-    try:
-        dashboard.save_note(opened)
-    except Exception as error:  # a note is no reason to end a search
-        logging.getLogger("mmsearch").warning("the dashboard's note was not written: %s", error)

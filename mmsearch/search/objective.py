@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,13 +14,13 @@ from typing import Any, TextIO
 
 import optuna
 import torch
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset
 from mmsearch.errors import StorageError
-from mmsearch.paths import remove, write_text
+from mmsearch.paths import remove
+from mmsearch.search.artifacts import leave_artifacts
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.space import suggest
 from mmsearch.search.storage import BASELINE, SEED
@@ -283,7 +280,7 @@ class Objective:
             trial.set_user_attr(VIOLATED, "; ".join(violated))  # also over what an attempt that was handed back left
 
     def _record(self, attempt: _Attempt) -> None:
-        """Keep the epochs as a table beside the trial, and show it in the dashboard."""
+        """Keep the epochs as a table and as pictures beside the trial, and show them in the dashboard."""
         trial, training = attempt.trial, attempt.training
         rows = [self._row(number, result) for number, results in enumerate(training.results, 1) for result in results]
         if not rows:
@@ -291,18 +288,7 @@ class Objective:
         trial.set_user_attr("epochs", len(rows))
         best = [training.best(fold).epoch for fold, results in enumerate(training.results, 1) if results]
         trial.set_user_attr("best_epoch", median_high(best))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        path = self.config.paths.trial(trial.number) / "metrics.csv"
-        write_text(path, text.getvalue())
-        folder = self.config.storage_paths.artifacts
-        folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            store = FileSystemArtifactStore(str(folder))
-            upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, mimetype="text/csv")
+        leave_artifacts(trial, self.config, rows, best, training.confusion, self.dataset.classes)
 
     def _row(self, fold: int, result: EpochResult) -> dict[str, float | int | None]:
         """One epoch as the logs hold it; with k-fold validation it says which fold."""

@@ -20,7 +20,7 @@ from mmsearch.training.augmentation import Augmentation
 from mmsearch.training.averaging import AveragedWeights
 from mmsearch.training.batches import Batches
 from mmsearch.training.losses import Loss, build_loss, l1_norm, weight_matrices
-from mmsearch.training.metrics import Confusion, accuracy, macro_f1
+from mmsearch.training.metrics import Confusion, Counts, accuracy, macro_f1
 from mmsearch.training.optimisers import build_optimiser, build_schedule
 from mmsearch.training.transfer import held_still, parameter_groups
 
@@ -131,7 +131,8 @@ class Training(Iterator[EpochResult]):
 
     Its state after an epoch is all that is needed to go on from there, elsewhere and later, with the same numbers to
     the last bit on a processor. torch's random state is the process's: between two epochs of one training nobody else
-    may draw from it.
+    may draw from it. `confusion` counts the validation rows after the last epoch, (classes, classes), rows are true
+    classes; it is no part of the state.
     """
 
     model: MultimodalClassifier
@@ -152,6 +153,7 @@ class Training(Iterator[EpochResult]):
     epoch: int = 0  # the last one that is over
     lowest: float = math.inf  # validation loss
     waited: int = 0  # epochs since
+    confusion: Counts | None = None
 
     @property
     def over(self) -> bool:
@@ -166,7 +168,8 @@ class Training(Iterator[EpochResult]):
         seen, lr = self._train(epoch)
         scores = None
         if self.held_out is not None:
-            scores = Scores.of(evaluate(self.model, self.held_out))
+            counted = evaluate(self.model, self.held_out)
+            scores, self.confusion = Scores.of(counted), counted.matrix()
             _must_be_finite(scores.loss, "validation", epoch)
             lower = scores.loss < self.lowest
             self.lowest, self.waited = (scores.loss, 0) if lower else (self.lowest, self.waited + 1)

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Counts = npt.NDArray[np.int64]  # (classes, classes)
+
 
 class Confusion:
     """Counts of true and predicted classes, and the summed loss, gathered on the model's device."""
@@ -28,18 +30,18 @@ class Confusion:
         """The mean loss of a row."""
         return float(self.loss_sum) / self.rows
 
-    def matrix(self) -> npt.NDArray[np.int64]:
+    def matrix(self) -> Counts:
         """(classes, classes) counts."""
-        found: npt.NDArray[np.int64] = self.counts.view(self.classes, self.classes).cpu().numpy()
+        found: Counts = self.counts.view(self.classes, self.classes).cpu().numpy()
         return found
 
 
-def accuracy(matrix: npt.NDArray[np.int64]) -> float:
+def accuracy(matrix: Counts) -> float:
     """The share of rows whose class is predicted."""
     return float(np.trace(matrix) / matrix.sum())
 
 
-def macro_f1(matrix: npt.NDArray[np.int64]) -> float:
+def macro_f1(matrix: Counts) -> float:
     """The plain mean of the classes' F1 scores; classes that are neither present nor predicted are left out.
 
     As scikit-learn's `f1_score(average="macro", zero_division=0)` computes it.

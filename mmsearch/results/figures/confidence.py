@@ -83,8 +83,8 @@ def reliability_figure(scored: Scored) -> Figure:
         "reliability",
         "Reliability diagram",
         f"Rows in {BINS} bins of confidence, of the {scored.where}: the share that is right should be the confidence. "
-        "Bars are 95 % intervals of the share (Wilson); below, how many rows a bin has. ECE is the expected calibration "
-        "error, the mean distance from the dashed line, weighted by rows."
+        "Bars are 95 % intervals of the share (Wilson); below, how many rows a bin has. ECE is the expected "
+        "calibration error, the mean distance from the dashed line, weighted by rows."
         + ("" if scaled else " The model's temperature is 1: its probabilities are as it was trained to give them."),
         plot,
         width=760,
@@ -119,49 +119,46 @@ def coverage_figure(scored: Scored) -> Figure:
     shown = np.unique(np.linspace(0, len(coverage) - 1, min(POINTS, len(coverage))).round().astype(np.int64))
     plot = go.Figure(
         go.Scatter(
-            x=coverage[shown],
-            y=accuracy[shown],
+            x=100 * coverage[shown],
+            y=100 * accuracy[shown],
             mode="lines" if len(shown) > 1 else "markers",
             line={"color": BLUE, "width": 2},
             customdata=thresholds[shown],
-            hovertemplate="confidence of at least %{customdata:.3f}: %{x:.1%} answered, %{y:.2%} of them right<extra></extra>",
+            hovertemplate="confidence of at least %{customdata:.3f}: %{x:.1f} % answered, %{y:.2f} % of them right"
+            "<extra></extra>",
             showlegend=False,
         )
     )
-    marks = [(1.0, float(accuracy[-1]), f"always answers: {accuracy[-1]:.2%} right", BLUE, "circle")]
+    marks = [(1.0, float(accuracy[-1]), f"always answers: {100 * accuracy[-1]:.2f} % right", BLUE, "circle")]
     threshold = scored.abstain_below
     if threshold is not None:
         kept = scored.confidence >= threshold
         if kept.any():
-            right = float(scored.correct[kept].mean())
-            said = f"abstains below {threshold:.3g}: {kept.mean():.1%} answered, {right:.2%} of them right"
-            marks.append((float(kept.mean()), right, said, VERMILLION, "diamond"))
-            plot.add_vline(x=float(kept.mean()), line={"color": VERMILLION, "dash": "dot", "width": 1.5})
+            answered, right = float(kept.mean()), float(scored.correct[kept].mean())
+            said = f"abstains below {threshold:.3g}: {100 * answered:.1f} % answered, {100 * right:.2f} % of them right"
+            marks.append((answered, right, said, VERMILLION, "diamond"))
+            plot.add_vline(x=100 * answered, line={"color": VERMILLION, "dash": "dot", "width": 1.5})
     for x, y, said, colour, symbol in marks:
         plot.add_scatter(
-            x=[x],
-            y=[y],
+            x=[100 * x],
+            y=[100 * y],
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 11},
-            name=said.replace("%", " %"),
+            name=said,
             hoverinfo="name",
             cliponaxis=False,
         )
-    low = float(accuracy[shown].min())
-    plot.update_xaxes(title="coverage: share of rows that get an answer", tickformat=".0%", range=(0, 1.01))
-    plot.update_yaxes(
-        title="accuracy of the answers",
-        tickformat=".1%" if low > 0.9 else ".0%",
-        range=(low - 0.06 * (1.001 - low), 1 + 0.06 * (1.001 - low)),
-        zeroline=False,
-    )
-    plot.update_layout(showlegend=True, legend={"x": 0.02, "y": 0.04, "xanchor": "left", "yanchor": "bottom"})
+    low = 100 * float(accuracy[shown].min())
+    spare = 0.06 * (100.1 - low)
+    plot.update_xaxes(title="coverage (% of rows that get an answer)", range=(0, 101), zeroline=False)
+    plot.update_yaxes(title="accuracy of the answers (%)", range=(low - spare, 100 + spare), zeroline=False)
+    plot.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}, margin_t=44)
     none = " The model has no threshold: it always answers." if threshold is None else ""
     return Figure(
         "coverage",
         "Accuracy against coverage",
-        f"Where the model says nothing of rows whose confidence is below a threshold, fewer rows get an answer, and more "
-        f"of the answers are right: all thresholds, on the {scored.where}." + none,
+        f"Where the model says nothing of rows whose confidence is below a threshold, fewer rows get an answer, and "
+        f"more of the answers are right: all thresholds, on the {scored.where}." + none,
         plot,
         height=440,
         alternative="; ".join(said for _, _, said, _, _ in marks) + ".",

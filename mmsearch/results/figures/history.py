@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from mmsearch.results.figures.style import BLUE, GREEN, OCHRE, PURPLE, VERMILLION, Figure
+from mmsearch.results.figures.style import GREEN, OCHRE, PURPLE, VERMILLION, Figure
 from mmsearch.results.figures.trials import (
     KINDS,
     Kind,

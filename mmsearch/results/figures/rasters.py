@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmsearch.data.dataset import Index, Pixels, Split, Trained
 from mmsearch.data.features import with_features
-from mmsearch.hyperparameters import Hyperparameters
+from mmsearch.hyperparameters import Hyperparameters, Value
 from mmsearch.results.figures.style import SEQUENTIAL
 from mmsearch.results.statistics import Floats
 
@@ -22,9 +22,9 @@ Bytes = npt.NDArray[np.uint8]
 
 CLEAR = 255  # the one of 256 colours through which the page shows
 TYPICAL_ROWS = 1000  # from which the scale of features is taken
-DEVIATIONS = 2.5  # around the mean that colours span
+PERCENTILES = (1, 99)  # of a coefficient, between which colours span
 DECIBELS = 60  # below a recording's loudest point that colours span
-SPECTROGRAM = {
+SPECTROGRAM: dict[str, Value] = {
     "features.name": "stft",
     "features.stft.window_ms": 25,
     "features.stft.hop_ms": 10,
@@ -37,12 +37,14 @@ class Planes:
     """What the audio of some rows looks like.
 
     values: (n, rows, columns) between 0 and 1, time to the right and the first row at the bottom. across, up: what the
-    axes are, with their units, and from where to where they go. `note` says what the colours mean.
+    axes are, with their units, and from where to where they go; `span` says the same in words, and `note` what the
+    colours mean.
     """
 
     values: Floats
     across: tuple[str, float, float]
     up: tuple[str, float, float]
+    span: str
     note: str
 
 
@@ -61,15 +63,16 @@ def planes(split: Split, positions: Index, trained: Trained) -> Planes:
     if trained.rate is not None:
         return _spectrograms(split, positions, trained.rate)
     typical = split.audio[split.rows[:TYPICAL_ROWS]].astype(np.float64)
-    mean, deviation = typical.mean((0, 1)), typical.std((0, 1))
+    low, high = np.percentile(typical, PERCENTILES, axis=(0, 1))
     raw = split.audio[split.rows[positions]].astype(np.float64)
-    scaled = (raw - mean) / np.where(deviation > 0, deviation, 1.0)
+    scaled = (raw - low) / np.where(high > low, high - low, 1.0)
     frames, coefficients = raw.shape[1:]
     return Planes(
-        (scaled / (2 * DEVIATIONS) + 0.5).clip(0, 1).transpose(0, 2, 1),
+        scaled.clip(0, 1).transpose(0, 2, 1),
         ("frame", 0.5, frames + 0.5),
         ("coefficient", 0.5, coefficients + 0.5),
-        f"Colours: each coefficient's distance from its mean, {DEVIATIONS:g} deviations below (dark) to above (bright).",
+        f"frames 1 to {frames} rightwards, coefficients 1 to {coefficients} upwards",
+        f"Colours: each coefficient, from percentile {PERCENTILES[0]} (dark) to {PERCENTILES[1]} (bright) of these rows.",
     )
 
 
@@ -84,6 +87,7 @@ def _spectrograms(split: Split, positions: Index, rate: int) -> Planes:
         (level / DECIBELS + 1).clip(0, 1).transpose(0, 2, 1),
         ("time (s)", 0.0, split.audio.shape[1] / rate),
         ("frequency (kHz)", 0.0, rate / 2000),
+        f"0 to {split.audio.shape[1] / rate:.3g} s rightwards, 0 to {rate / 2000:.3g} kHz upwards",
         f"Colours: level, from {DECIBELS} dB below the recording's loudest point (dark) up to it (bright); windows of "
         "25 ms every 10 ms.",
     )
@@ -122,7 +126,8 @@ def sheet(tiles: Sequence[Image.Image | None], across: int, gap: int) -> Image.I
 def uri(image: Image.Image) -> str:
     """A picture as a PNG that a plot can hold."""
     held = io.BytesIO()
-    image.save(held, "PNG", optimize=True, **({"transparency": CLEAR} if image.mode == "P" else {}))
+    clear = {"transparency": CLEAR} if image.mode == "P" else {}
+    image.save(held, "PNG", compress_level=9, **clear)
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
 
 

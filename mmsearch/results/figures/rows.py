@@ -1,4 +1,4 @@
-"""The rows that figures of a model are about: what it says of them, which of them are shown, and what they are called."""
+"""The rows that figures of a model are about: what it says of them, which are shown, and what they are called."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Scored:
     def row(self, position: int) -> str:
         """What the user calls a row: its number, and its files where it has any."""
         files = self.split.files
-        named = f" ({', '.join(plain(file) for file in files[position])})" if files else ""
+        named = f" ({', '.join(files[position])})" if files else ""
         return f"row {self.split.ids[position]}{named}"
 
 

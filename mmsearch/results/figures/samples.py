@@ -38,7 +38,7 @@ def mistakes_figure(scored: Scored) -> Figure:
     images = pictures(scored.split, chosen, scored.trained.pixels)
     sounds = planes(scored.split, chosen, scored.trained)
     down = -(-len(chosen) // COLUMNS)
-    width, height = COLUMNS * CARD[0] + 24, down * CARD[1] + 24
+    width, height = min(len(chosen), COLUMNS) * CARD[0] + 24, down * CARD[1] + 24
     plot = go.Figure()
     for place, position in enumerate(chosen.tolist()):
         _card(plot, place, (width, height), images[place], sounds, scored, position)
@@ -46,7 +46,11 @@ def mistakes_figure(scored: Scored) -> Figure:
     total = int((~scored.correct).sum())
     if total:
         title = "The most confident mistakes"
-        told = f"{'All' if total == len(wrong) else f'The {len(wrong)} most confident of'} {total:,} mistakes"
+        told = (
+            f"All mistakes ({total})"
+            if total == len(wrong)
+            else f"The {len(wrong)} most confident of {total:,} mistakes"
+        )
     else:
         title = "The least confident rows (there is no mistake)"
         told = f"No row is wrong: the {len(chosen)} least confident ones that are right"
@@ -83,16 +87,16 @@ def _card(
     true, said = scored.classes[scored.labels[position]], scored.classes[scored.predicted[position]]
     right, confidence = bool(scored.correct[position]), f"{scored.confidence[position]:.3f}"
     verdict = f"<b>{plain(true, 14)}</b>, at {confidence}" if right else (
-        f"<b>{plain(true, 12)}</b>, said <b>{plain(said, 12)}</b> at {confidence}"
+        f"<b>{plain(true, 12)}</b> taken for <b>{plain(said, 12)}</b>, at {confidence}"
     )  # fmt: skip
     here = {"xref": "paper", "yref": "paper", "x": left / width, "xanchor": "left", "showarrow": False}
     plot.add_annotation(
         **here,
         y=1 - top / height,
         yanchor="top",
-        text=f"{verdict}<br><span style='font-size:11px'>{_cut(scored.row(position))}</span>",
+        text=f"{verdict}<br><span style='font-size:11px'>{plain(scored.row(position), 42)}</span>",
         align="left",
-        hovertext=f"{scored.row(position)}: {plain(true)}, said {plain(said)} at {confidence}",
+        hovertext=f"{plain(scored.row(position))}: {plain(true)}, said {plain(said)} at {confidence}",
         borderpad=0,
     )
     under = top + 40
@@ -155,10 +159,6 @@ def _card(
     )
 
 
-def _cut(said: str) -> str:
-    return said if len(said) <= 42 else said[:41] + "…"
-
-
 def sample_figures(scored: Scored) -> list[Figure]:
     """Images, and the audio, of some rows of each class: two grids of the same rows."""
     present = np.unique(scored.labels)
@@ -175,7 +175,6 @@ def sample_figures(scored: Scored) -> list[Figure]:
     names = [plain(scored.classes[label], 22) for label in classes]
     few = "" if len(classes) == len(present) else f" {len(classes)} of {len(present)} classes are shown."
     told = f"Up to {A_CLASS} rows of each class, drawn at random from the {scored.where}.{few}"
-    (across, x0, x1), (up, y0, y1) = sounds.across, sounds.up
     return [
         _grid(
             "sample_images",
@@ -191,8 +190,7 @@ def sample_figures(scored: Scored) -> list[Figure]:
             f"{told} The same rows as the images. {sounds.note}",
             [None if row is None else coloured(next(sound), STRIP) for row in chosen],
             names,
-            f"in each: {across} from {_number(x0)} to {_number(x1)} rightwards, "
-            f"{up} from {_number(y0)} to {_number(y1)} upwards",
+            f"in each: {sounds.span}",
         ),
     ]
 
@@ -220,7 +218,3 @@ def _grid(
         height=page.height + 80,
         alternative=f"A grid of {len(names)} classes with up to {A_CLASS} rows of each.",
     )
-
-
-def _number(value: float) -> str:
-    return f"{round(value + 0.01):d}" if abs(value - round(value)) == 0.5 else f"{value:.3g}"

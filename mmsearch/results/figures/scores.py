@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from mmsearch.results.figures.rows import Scored, places, plain
-from mmsearch.results.figures.style import BLUE, GREEN, GREY, OCHRE, PURPLE, VERMILLION, Figure
+from mmsearch.results.figures.style import BLUE, GREEN, GREY, OCHRE, PURPLE, VERMILLION, Figure, through
 from mmsearch.results.statistics import RESAMPLES, Floats, Index, bootstrap, confusion
 
 NUMBERED = 30  # classes up to which each cell of a confusion matrix has its number
@@ -38,7 +38,7 @@ def confusion_figure(scored: Scored) -> Figure:
             z=np.where(kept & (counts > 0), share, np.nan),
             zmin=0,
             zmax=1 if kept is right else max(0.05, float(share[~right].max(initial=0))),
-            colorscale=[[0, _through(colour, 0.16)], [1, _through(colour, 0.62)]],
+            colorscale=[[0, through(colour, 0.24)], [1, through(colour, 0.62)]],
             showscale=False,
             hoverinfo="skip",
             xgap=1,
@@ -66,7 +66,7 @@ def confusion_figure(scored: Scored) -> Figure:
     axis = places([plain(name, 18) for name in classes], constrain="domain", tickfont={"size": 13 if numbered else 9})
     plot.update_xaxes(**axis, title="predicted class", range=ends)
     plot.update_yaxes(**axis, title="true class", range=ends[::-1], scaleanchor="x")
-    plot.update_layout(showlegend=False)
+    plot.update_layout(showlegend=False, xaxis_mirror=True, yaxis_mirror=True)
     wrong = int(counts[~right].sum())
     return Figure(
         "confusion",
@@ -162,7 +162,8 @@ def per_class_figure(scored: Scored) -> Figure:
             hoverinfo="text",
         )
     least = float(min(ends[:, shown].min(), values[:, shown].min()))
-    plot.update_xaxes(title="score, with its 95 % interval", range=(max(-0.02, least - 0.03 * (1.02 - least)), 1.005))
+    spare = 0.03 * (1.02 - least)
+    plot.update_xaxes(title="score, with its 95 % interval", range=(least - spare, 1 + spare), zeroline=False)
     names = [f"{plain(classes[i], 22)} ({support[i]:,})" for i in shown]
     plot.update_yaxes(**places(names), title="class (its rows)", range=(len(shown) - 0.4, -0.6))
     for between in range(1, len(shown)):
@@ -224,8 +225,8 @@ def modalities_figure(metrics: Mapping[str, Any]) -> Figure | None:
     return Figure(
         "modalities",
         "What each modality contributes",
-        f"Macro F1 on {f'{rows:,} ' if rows else ''}{where} rows. Alone: the training rows' mean stands in for the other "
-        "modality"
+        f"Macro F1 on {f'{rows:,} ' if rows else ''}{where} rows. Alone: the training rows' mean stands in for the "
+        "other modality"
         + ("; shuffled: it is another row's" if "image_shuffled" in account else "")
         + "."
         + (" " + _gain(gain) if gain else "")
@@ -262,9 +263,4 @@ def _worst_pairs(counts: Index, classes: tuple[str, ...]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %") if share >= 0.1 else f"{share:.1%}".replace("%", " %")
-
-
-def _through(colour: str, alpha: float) -> str:
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

@@ -69,6 +69,17 @@ def template(scheme: Scheme) -> go.layout.Template:
             "yaxis": axis,
             "legend": {"bgcolor": "rgba(0,0,0,0)"},
             "hoverlabel": {"font": {"family": FONT}},
+            # for text over points: an annotation with this as its templateitemname stands on the page's colour
+            "annotations": [
+                {
+                    "name": "label",
+                    "visible": False,
+                    "bgcolor": page["page"],
+                    "opacity": 0.85,
+                    "borderpad": 1,
+                    "showarrow": False,
+                }
+            ],
         }
     )
 
@@ -78,3 +89,9 @@ def themed(figure: Figure, scheme: Scheme) -> go.Figure:
     plot = go.Figure(figure.plot)
     plot.update_layout(template=template(scheme), width=figure.width, height=figure.height)
     return plot
+
+
+def through(colour: str, alpha: float) -> str:
+    """A colour of the palette through which the page shows, so that text on it stays readable on any page."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mmsearch.config import OPTIONS, StudyConfig
 from mmsearch.data.dataset import Dataset, Index
 from mmsearch.data.splits import validation_splits
+from mmsearch.results.report.content import Text
 from mmsearch.search.storage import OWNER
 from mmsearch.search.study import Counts
 
@@ -197,4 +198,4 @@ class Material:
     ablation: Ablation | None
     model: Model | None
     models: int
-    doubts: tuple[str, ...]
+    doubts: tuple[Text, ...]

@@ -226,7 +226,7 @@ def _protocol(material: Material) -> Iterator[Block]:
             (
                 "Probabilities are calibrated by temperature scaling ",
                 Cite("guo2017"),
-                f", fitted on {count(held['rows'], 'row')} ({held['fitted_on']}).",
+                f", fitted on {count(held['rows'])} {held['fitted_on']}.",
             )
         )
     yield Bullets(tuple(items))

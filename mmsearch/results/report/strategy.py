@@ -27,14 +27,14 @@ def strategy(searched: Searched) -> Iterator[Block]:
     yield paragraph(
         f"The budget was {budget}, of at most {count(config.search.max_epochs, 'epoch')} each"
         f"{' in each fold' if config.folds > 1 else ''}; a training ended earlier after "
-        f"{count(config.search.patience, 'epoch')} without a lower validation loss. All splits, proposals and trainings "
-        f"derive from the seed {config.study.seed}.",
+        f"{count(config.search.patience, 'epoch')} without a lower validation loss. Splits, proposals and trainings "
+        f"all derive from the seed {config.study.seed}.",
     )
     if counts.finished < searched.total:
         running = f"; {count(counts.running, 'trial')} ran when this was written" if counts.running else ""
         yield note(
-            f"The search is not finished: {counts.finished} of {searched.total} trials are there{running}. What follows "
-            "holds for these."
+            f"The search is not finished: {counts.finished} of {searched.total} trials are there{running}. What "
+            "follows holds for these."
         )
     yield paragraph(*_effort(searched))
     hardware = searched.hardware()

@@ -1,0 +1,90 @@
+"""A confirmation for people: its table, and what it says in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mmsearch.results.confirm import SIGNIFICANT, Confirmation, Confirmed
+from mmsearch.search.progress import plural
+from mmsearch.search.values import in_words
+
+HEADER = ("trial", "parameters", "searched", "mean", "95 % interval", "drop", "p", "")
+
+
+def render(held: Confirmation) -> str:
+    """The table, a line a configuration, and then a line for each thing that it says."""
+    rows = [HEADER, *(_cells(held, row) for row in held.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    return "".join(f"{line.rstrip()}\n" for line in (*lines, *(f"{name:<9} {text}" for name, text in _said(held))))
+
+
+def _cells(held: Confirmation, row: Confirmed) -> tuple[str, ...]:
+    def words(value: float) -> str:
+        return in_words(held.metric, value)
+
+    few = f"{len(row.values)} of {plural(held.seeds, 'seed')}" if len(row.values) < held.seeds else ""
+    verdict = "best" if row is held.rows[0] else "differs" if row.differs else ""
+    cannot = "" if row.eligible else "cannot be the choice"
+    return (
+        _name(row),
+        str(row.parameters),
+        "" if row.searched is None else words(row.searched),
+        words(row.mean),
+        "" if row.interval is None else " to ".join(map(words, row.interval)),
+        "" if row.drop is None else f"{round(row.drop, 4) + 0.0:.4f}",  # no -0.0000
+        "" if row.p is None else f"{row.p:.3f}" if row.p >= 0.0005 else "<0.001",
+        ", ".join(filter(None, (verdict, few, cannot))),
+    )
+
+
+def _said(held: Confirmation) -> Iterator[tuple[str, str]]:
+    """What the table says, by a word that names it."""
+    best = held.rows[0]
+    yield (
+        "scored",
+        f"{held.metric} on the validation rows of the search, {plural(held.seeds, 'fresh seed')}; intervals are over "
+        "seeds, on these same rows",
+    )
+    test = f"paired t-test over the seeds, Holm-corrected for all pairs, p < {SIGNIFICANT:.2f}"
+    differing = [_name(row) for row in held.rows if row.differs]
+    if differing:
+        yield "differ", f"from trial {best.trial}, the best: {_list(differing)} ({test})"
+    elif len(held.rows) > 1:
+        yield "tie", f"none is shown to differ from trial {best.trial}, the best ({test}); more --seeds may show it"
+    if held.mean_drop is not None:
+        yield "drop", _drop(held)
+    yield "choice", _choice(held)
+    if held.missing:
+        yield "missing", f"{plural(held.missing, 'value')}: {'; '.join(held.failures)}"
+    if held.ended is not None:
+        yield "ended", f"{held.ended}; this is not kept as the study's confirmation"
+    if held.stale:
+        yield "since", f"the search has finished {plural(held.now - held.finished, 'trial')} that had no part in this"
+
+
+def _drop(held: Confirmation) -> str:
+    """How much of what the search promised was luck."""
+    assert held.mean_drop is not None
+    ranked = sum(row.rank is not None and row.drop is not None for row in held.rows)
+    mean = held.mean_drop
+    who = f"the {ranked} best of the search have" if ranked > 1 else "the best of the search has"
+    text = f"{who} {abs(mean):.4f} {'less' if mean * held.sign >= 0 else 'more'} than there"
+    text += ", on average" if ranked > 1 else ""
+    return text + (" (winner's curse)" if mean > 0 else "")
+
+
+def _choice(held: Confirmation) -> str:
+    row, best = held.chosen, held.rows[0]
+    if held.prefer == "best":
+        return f"trial {row.trial}, the best mean"
+    small = f"trial {row.trial}, the smallest model ({row.parameters} parameters) that does not differ from the best"
+    return small if row is not best else f"{small}, which it is itself"
+
+
+def _name(row: Confirmed) -> str:
+    return f"{row.trial} (defaults)" if row.defaults else str(row.trial)
+
+
+def _list(names: Sequence[str]) -> str:
+    return f"trial {names[0]}" if len(names) == 1 else f"trials {', '.join(names[:-1])} and {names[-1]}"
