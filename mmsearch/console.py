@@ -105,8 +105,8 @@ class Epochs:
 
         if plan.hint is not None:
             say(plan.hint)
-        each = [member.epochs for member in plan.members]
-        epochs = plural(each[0], "epoch") if len(each) == 1 else f"{', '.join(map(str, each))} epochs"
+        *most, last = [str(member.epochs) for member in plan.members]
+        epochs = f"{', '.join(most)} and {last} epochs" if most else plural(int(last), "epoch")
         before = f", and {plural(plan.unseen_epochs, 'epoch')} before that to calibrate" if plan.unseen_epochs else ""
         text = f"retraining {plan.why}; on training and validation rows for {epochs}{before}"
         self.begin(text, plan.epochs + plan.unseen_epochs)
@@ -212,7 +212,21 @@ def print_status(opened: OpenStudy) -> None:
         print(f"best      {opened.why_none(trials)}")
     else:
         _print_best(opened.metrics, best, opened.front(trials), opened.defaults(trials), opened.gain(trials))
+    _print_confirmed(opened)
     _print_workers(opened)
+
+
+def _print_confirmed(opened: OpenStudy) -> None:
+    """What `mmsearch confirm` chose, where it was run."""
+    from mmsearch.search.study import CONFIRMED
+
+    if CONFIRMED in opened.storage.get_study_system_attrs(opened.id):
+        from mmsearch.results.confirm import confirmation_of
+        from mmsearch.results.confirm_words import in_a_line
+
+        held = confirmation_of(opened)
+        assert held is not None
+        print(f"confirmed {in_a_line(held)}")
 
 
 def _print_workers(opened: OpenStudy) -> None:

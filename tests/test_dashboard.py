@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import MMSEARCH, TINY, Run, environment, require
+from conftest import MMSEARCH, Run, environment, require
+from PIL import Image
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -38,8 +40,12 @@ BROWSER_ARGUMENTS = [
 @dataclass(frozen=True)
 class Reply:
     status: int
-    text: str
+    content: bytes
     headers: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        return self.content.decode()
 
 
 def fetch(url: str, method: str = "GET", **headers: str) -> Reply:
@@ -49,7 +55,7 @@ def fetch(url: str, method: str = "GET", **headers: str) -> Reply:
     try:
         connection.request(method, parts.path, headers=headers)
         response = connection.getresponse()
-        return Reply(response.status, response.read().decode(), {k.lower(): v for k, v in response.getheaders()})
+        return Reply(response.status, response.read(), {k.lower(): v for k, v in response.getheaders()})
     finally:
         connection.close()
 
@@ -83,7 +89,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Served:
-    """A finished search of six trials, and a dashboard on it."""
+    """A finished search of six trials with its retrained best, and a dashboard on it."""
 
     folder: Path
     study_url: str
@@ -108,16 +114,17 @@ class Served:
     def study(self) -> Any:
         return self.json(f"/api/studies/{self.number}")
 
+    def artifacts(self, trial: Any) -> dict[str, Reply]:
+        """What the dashboard has beside a trial, by its name."""
+        at = f"{self.base}/artifacts/{self.number}/{trial['trial_id']}"
+        return {held["filename"]: fetch(f"{at}/{held['artifact_id']}") for held in trial["artifacts"]}
+
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    (folder / "studies").mkdir()
-    (folder / "studies" / "digits.toml").write_text(TINY)
-    env = environment()
-    common: dict[str, Any] = {"cwd": folder, "env": env, "stdin": subprocess.DEVNULL, "text": True}
-    done = subprocess.run([MMSEARCH, "launch", "--workers", "2"], capture_output=True, timeout=300, **common)
-    assert done.returncode == 0, done.stderr
+    shutil.copytree(searched, folder, symlinks=True, dirs_exist_ok=True)
+    common: dict[str, Any] = {"cwd": folder, "env": environment(), "stdin": subprocess.DEVNULL, "text": True}
     with subprocess.Popen(
         [MMSEARCH, "dashboard", "--port", "0"],
         stdout=subprocess.PIPE,
@@ -144,8 +151,13 @@ def test_shows_the_study_with_its_metric_and_its_note(served: Served) -> None:
     assert '| `image.encoder` | "mlp", "cnn" | "cnn" |' in note
     assert "| `image.mlp.units_1` | 16, 32 | 32 |" in note
     assert "batch_size" not in note  # fixed
-    assert "mmsearch launch\n" in note
-    assert "mmsearch retrain-best\n" in note
+    for command in ("launch", "confirm", "retrain-best", "report", "export", "dashboard"):
+        assert f"\nmmsearch {command}\n" in note
+    best = max((trial for trial in study["trials"] if trial["state"] == "Complete"), key=lambda t: t["values"][0])
+    assert f"- **Best**: macro_f1 {best['values'][0]:.4f} (trial {best['number']}, epoch " in note
+    assert f"{best['values'][0] - study['trials'][0]['values'][0]:+.4f} over the defaults (trial 0)\n" in note
+    assert "- **Trials**: 6 of 6 (" in note
+    assert f"- **Retrained**: trial {best['number']}, macro F1 0." in note
 
 
 def test_every_trial_has_its_epochs_as_a_table(served: Served) -> None:
@@ -153,15 +165,26 @@ def test_every_trial_has_its_epochs_as_a_table(served: Served) -> None:
     assert [trial["number"] for trial in trials] == list(range(6))
     for trial in trials:
         assert trial["state"] in ("Complete", "Pruned")
-        (artifact,) = trial["artifacts"]
-        assert artifact["filename"] == "metrics.csv"
-        reply = fetch(f"{served.base}/artifacts/{served.number}/{trial['trial_id']}/{artifact['artifact_id']}")
+        reply = served.artifacts(trial)["metrics.csv"]
         assert (reply.status, reply.headers["content-type"]) == (200, "text/csv")
         rows = list(csv.DictReader(io.StringIO(reply.text)))
         attributes = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
         assert len(rows) == int(attributes["epochs"])
         reported = {value["step"]: value["value"] for value in trial["intermediate_values"]}
         assert {int(row["epoch"]): float(row["valid_macro_f1"]) for row in rows} == pytest.approx(reported)
+
+
+def test_every_trial_has_its_pictures(served: Served) -> None:
+    for trial in served.study()["trials"]:
+        found = served.artifacts(trial)
+        assert sorted(found) == ["confusion.png", "curves.png", "metrics.csv"]
+        for name in ("confusion.png", "curves.png"):
+            reply = found[name]
+            assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+            with Image.open(io.BytesIO(reply.content)) as picture:
+                assert picture.width >= 600
+            kept = served.folder / "storage" / "digits" / "trials" / str(trial["number"]) / name
+            assert kept.read_bytes() == reply.content
 
 
 def test_an_artifact_that_could_run_is_sent_as_a_download(served: Served) -> None:
@@ -289,14 +312,19 @@ def test_in_a_browser(served: Served) -> None:
         page.on("response", lambda reply: wrong.append(reply.url) if reply.status >= 400 else None)
         page.on("requestfailed", lambda request: wrong.append(request.url))
 
-        page.goto(served.study_url)  # as announced
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+
+        page.goto(f"{served.base}/dashboard")
+        page.get_by_text("digits", exact=True).first.click()
         page.get_by_text("digits (id=").first.wait_for()
+        assert page.url == served.study_url  # as announced
         page.get_by_text("Hyperparameter Importance").first.wait_for()
         page.get_by_text("macro_f1").first.wait_for()
 
         page.goto(f"{served.study_url}/note")
         page.get_by_role("heading", name="digits").wait_for()
         page.get_by_role("cell", name="optimizer.lr").wait_for()
+        page.get_by_text("Best: macro_f1 0.").wait_for()
         assert "mmsearch launch" in page.inner_text("body")
 
         page.goto(f"{served.study_url}/trials")
@@ -304,9 +332,15 @@ def test_in_a_browser(served: Served) -> None:
         page.get_by_text("Best Trial").first.wait_for()
         page.get_by_text("Trial 1", exact=True).click()
         page.get_by_role("heading", name="Trial 1 (trial_id=").wait_for()
+        for name in ("curves.png", "confusion.png"):
+            shown = page.get_by_role("img", name=name)
+            shown.wait_for()
+            shown.scroll_into_view_if_needed()
+            page.wait_for_function("image => image.complete && image.naturalWidth > 600", arg=shown.element_handle())
+            assert shown.bounding_box() is not None
         page.get_by_text("metrics.csv").wait_for()
         with page.expect_download() as download:
-            page.locator("a[download]").first.click()
+            page.locator("a[download='metrics.csv']").click()
         assert download.value.suggested_filename == "metrics.csv"
         rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8"))))
         browser.close()

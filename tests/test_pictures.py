@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from mmsearch.search.pictures.canvas import TEXT, Picture, drawable, shorten, wi
 from mmsearch.search.pictures.confusion import COUNTED, RIGHT, WHOLE, Counts, draw_confusion
 from mmsearch.search.pictures.curves import HEIGHT, TRAINING, VALIDATION, WIDTH, Row, draw_curves
 from mmsearch.search.space import suggest
+from mmsearch.search.study import create_study
 from mmsearch.training.batches import Batches
 from mmsearch.training.fit import evaluate
 from mmsearch.training.metrics import macro_f1
@@ -72,6 +73,10 @@ def numbered(classes: int, words: str = "class {}") -> list[str]:
     return [words.format(number) for number in range(classes)]
 
 
+def classes(number: int) -> Picture:
+    return draw_confusion(counted(number), numbered(number), "epoch 7")
+
+
 PICTURES: dict[str, Callable[[], Picture]] = {
     "1 epoch": lambda: draw_curves(epochs([1.2]), "macro_f1", [1]),
     "2 epochs": lambda: draw_curves(epochs(falling(2)), "macro_f1", [2]),
@@ -83,7 +88,7 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "a loss of many magnitudes": lambda: draw_curves(epochs([10.0 ** (3 - n) for n in range(9)]), "loss", [9]),
     "a loss that stays": lambda: draw_curves(epochs([0.5] * 4), "macro_f1", [1]),
     "a loss of nothing": lambda: draw_curves(epochs([0.0] * 4), "macro_f1", [1]),
-    **{f"{n} classes": lambda n=n: draw_confusion(counted(n), numbered(n), "epoch 7") for n in (2, 10, 20, 30, 100, 300)},
+    **{f"{number} classes": partial(classes, number) for number in (2, 10, 20, 30, 100, 300)},
     "long names": lambda: draw_confusion(counted(10), numbered(10, LONG + " {}"), "best epochs, folds 1 to 50"),
     "no errors": lambda: draw_confusion(counted(10, wrong=0), numbered(10), "epoch 7"),
     "absent classes": lambda: draw_confusion(counted(10) * (np.arange(10)[:, None] > 4), numbered(10), "epoch 7"),
@@ -265,9 +270,9 @@ def test_a_trial_that_goes_on_has_the_pictures_of_an_undisturbed_one(
 ) -> None:
     undisturbed, config = configured(STUDIES[kind], "undisturbed"), configured(STUDIES[kind])
     dataset = load_dataset(config)
-    Objective(undisturbed, dataset, CPU)(never_pruned().ask())
+    with create_study(undisturbed, dataset.fingerprint)[0] as opened:
+        Objective(undisturbed, dataset, CPU)(opened.optuna.ask())
     seen: list[int] = []
-    study = never_pruned()
     stopped = Objective(
         config,
         dataset,
@@ -275,13 +280,15 @@ def test_a_trial_that_goes_on_has_the_pictures_of_an_undisturbed_one(
         on_epoch=lambda number, fold, result, value: seen.append(result.epoch),
         should_stop=lambda: len(seen) == after,
     )
-    trial = study.ask()
-    with pytest.raises(Stopped):
-        stopped(trial)
-    assert not list(config.paths.trial(0).glob("*.png"))
-    torch.manual_seed(1)
     notes: list[str] = []
-    Objective(config, dataset, CPU, on_note=notes.append)(trial)
+    with create_study(config, dataset.fingerprint)[0] as opened:
+        trial = opened.optuna.ask()
+        with pytest.raises(Stopped):
+            stopped(trial)
+        assert opened.storage.hand_back(trial._trial_id)
+        assert not list(config.paths.trial(0).glob("*.png"))
+        torch.manual_seed(1)
+        Objective(config, dataset, CPU, on_note=notes.append)(opened.optuna.ask())
     assert "goes on after epoch" in notes[0]
     pictures = left(config)
     assert pictures == left(undisturbed)
@@ -314,7 +321,7 @@ def test_a_trial_that_is_pruned_or_fails_has_pictures_of_its_epochs(
             "curves.png",
             "metrics.csv",
         ]
-        assert len(list(csv.DictReader(config.paths.table(number).open()))) == 1
+        assert len(config.paths.table(number).read_text().splitlines()) == 2
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning(

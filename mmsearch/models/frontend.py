@@ -46,8 +46,8 @@ class Power(nn.Module):
 
     def forward(self, waves: Tensor) -> Tensor:
         """The squared magnitude of the windowed frames' Fourier transform."""
-        spectrum = torch.view_as_real(torch.fft.rfft((self.cut(waves) * self.hann).double(), self.fft))
-        return spectrum.square().sum(-1).float()
+        spectrum = torch.fft.rfft((self.cut(waves) * self.hann).double(), self.fft)
+        return (spectrum.real.square() + spectrum.imag.square()).float()
 
 
 class STFT(nn.Module):

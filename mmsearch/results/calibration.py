@@ -45,12 +45,12 @@ class Threshold:
     @staticmethod
     def parse(asked: str | float) -> Threshold:
         """`0.9`, `accuracy=0.999` or `coverage=0.95`; raises `UsageError`."""
-        name, _, text = str(asked).rpartition("=")
+        name, sign, text = str(asked).rpartition("=")
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if name not in ("", "accuracy", "coverage") or not 0 <= value <= 1:
+        if name not in (("accuracy", "coverage") if sign else ("",)) or not 0 <= value <= 1:
             raise UsageError(
                 f'--abstain-below "{asked}" is not possible: give a confidence from 0 to 1, or the share that is to be '
                 "reached, as accuracy=0.999 or coverage=0.95"

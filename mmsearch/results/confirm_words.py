@@ -19,6 +19,15 @@ def render(held: Confirmation) -> str:
     return "".join(f"{line.rstrip()}\n" for line in (*lines, *(f"{name:<9} {text}" for name, text in _said(held))))
 
 
+def in_a_line(held: Confirmation) -> str:
+    """The choice, and whether the search has gone on since."""
+    row = held.chosen
+    spread = "" if row.interval is None else f" ({_span(held, row)})"
+    text = f"trial {row.trial}: {held.metric} {in_words(held.metric, row.mean)}{spread}"
+    text += f" on {plural(len(row.values), 'fresh seed')}"
+    return f"{text}; {_since(held)}" if held.stale else text
+
+
 def _cells(held: Confirmation, row: Confirmed) -> tuple[str, ...]:
     def words(value: float) -> str:
         return in_words(held.metric, value)
@@ -31,7 +40,7 @@ def _cells(held: Confirmation, row: Confirmed) -> tuple[str, ...]:
         str(row.parameters),
         "" if row.searched is None else words(row.searched),
         words(row.mean),
-        "" if row.interval is None else " to ".join(map(words, row.interval)),
+        _span(held, row),
         "" if row.drop is None else f"{round(row.drop, 4) + 0.0:.4f}",  # no -0.0000
         "" if row.p is None else f"{row.p:.3f}" if row.p >= 0.0005 else "<0.001",
         ", ".join(filter(None, (verdict, few, cannot))),
@@ -60,7 +69,7 @@ def _said(held: Confirmation) -> Iterator[tuple[str, str]]:
     if held.ended is not None:
         yield "ended", f"{held.ended}; this is not kept as the study's confirmation"
     if held.stale:
-        yield "since", f"the search has finished {plural(held.now - held.finished, 'trial')} that had no part in this"
+        yield "since", _since(held)
 
 
 def _drop(held: Confirmation) -> str:
@@ -80,6 +89,14 @@ def _choice(held: Confirmation) -> str:
         return f"trial {row.trial}, the best mean"
     small = f"trial {row.trial}, the smallest model ({row.parameters} parameters) that does not differ from the best"
     return small if row is not best else f"{small}, which it is itself"
+
+
+def _since(held: Confirmation) -> str:
+    return f"the search has finished {plural(held.now - held.finished, 'trial')} that had no part in this"
+
+
+def _span(held: Confirmation, row: Confirmed) -> str:
+    return "" if row.interval is None else " to ".join(in_words(held.metric, bound) for bound in row.interval)
 
 
 def _name(row: Confirmed) -> str:

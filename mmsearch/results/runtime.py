@@ -26,7 +26,7 @@ from mmsearch.training.batches import EVALUATION_ROWS
 DESCRIPTION = "mmsearch.toml"  # within an exported file: the content of config.toml
 INSTALL_ONNX = "pip install 'mmsearch[onnx]'"
 CHUNK_VALUES = 1 << 25  # of audio, as the model takes it, at a time: 128 MB
-FRAME_VALUES = 1 << 22  # of the frames that an exported program cuts waveforms into, at a time: 32 MB, several times
+FRAME_VALUES = 1 << 19  # of the frames that a program cuts waveforms into, at a time: 4 MB, which stays near the caches
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,7 +68,10 @@ def load_predictor(path: str | Path) -> Predictor:
         return _load_onnx(path)
     if path.name == BundlePaths(path.parent).weights.name:
         return InMemory(Bundle.load(path.parent))
-    raise BundleError(f"{path}: not a model; allowed are a folder that retrain-best made, and model.* in it")
+    raise BundleError(
+        f"{path}: not a model; allowed are a folder that retrain-best made, its model.safetensors, "
+        "and files that end in .pt2 or .onnx"
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def _load_program(path: Path) -> Exported:
         raise BundleError(f"{path}: not a program that retrain-best made, or damaged: {error}") from None
     if damaged is not None:
         raise BundleError(f"{path}: damaged: the content of {damaged} is not what was written")
-    said = Description.read(_described(path, text), path)
+    description = Description.read(_described(path, text), path)
     try:
         with quiet():
             program = torch.export.load(path).module()
@@ -195,7 +198,7 @@ def _load_program(path: Path) -> Exported:
             found: Floats = program(torch.from_numpy(image), torch.from_numpy(audio)).numpy()
         return found
 
-    return Exported(said, run)
+    return Exported(description, run)
 
 
 def _load_onnx(path: Path) -> Exported:
@@ -209,15 +212,16 @@ def _load_onnx(path: Path) -> Exported:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes have no other base
-        raise BundleError(f"{path}: not an ONNX model, or damaged: {_first_line(error)}") from None
+        said = _first_line(error).rpartition(" failed:")[2]
+        raise BundleError(f"{path}: not an ONNX model, or damaged: {said}") from None
     text = session.get_modelmeta().custom_metadata_map.get(DESCRIPTION)
-    said = Description.read(_described(path, text), path)
+    description = Description.read(_described(path, text), path)
 
     def run(image: Floats, audio: Floats) -> Floats:
         (found,) = session.run(["probabilities"], {"image": image, "audio": audio})
         return np.asarray(found, dtype=np.float32)
 
-    return Exported(said, run)
+    return Exported(description, run)
 
 
 def _described(path: Path, text: str | bytes | None) -> str:

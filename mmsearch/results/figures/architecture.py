@@ -212,14 +212,11 @@ def _draw(plot: go.Figure, box: Box, centre: int, top: int) -> None:
     times = f"{box.times} × " if box.times > 1 else ""
     text = f"<b>{times}{plain(box.title)}</b>"
     text += "".join(f"<br><span style='font-size:11px'>{plain(said)}</span>" for said in box.lines)
-    middle = {"showarrow": False, "borderpad": 0, "y": top + box.height / 2, "yanchor": "middle"}
-    plot.add_annotation(**middle, x=left + PADDING, xanchor="left", align="left", text=text)
+    first = {"showarrow": False, "borderpad": 0, "y": top + PADDING - 1, "yanchor": "top"}
+    plot.add_annotation(**first, x=left + PADDING, xanchor="left", align="left", text=text)
     if box.parameters:
         each = f"{times}{box.parameters:,} parameters"
-        below = "<br>" * len(box.lines)
-        plot.add_annotation(
-            **middle, x=right - PADDING, xanchor="right", align="right", text=each + below, font={"size": 11}
-        )
+        plot.add_annotation(**first, x=right - PADDING, xanchor="right", text=each, font={"size": 11})
 
 
 def _arrow(plot: go.Figure, x: int, start: int, end: int) -> None:

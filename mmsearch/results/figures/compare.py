@@ -23,9 +23,10 @@ from mmsearch.search.values import in_words
 
 KINDS = (".html", ".png", ".svg")
 DASHES = ("solid", "dash", "dot", "dashdot")
-LABEL_PX, LABEL_SIGNS = 18, 18  # of a label at a line's end: its height, and how many letters of a name it has
+# Of a label at a line's end: its height, how many signs of a name it has, and how wide one of them is at most.
+LABEL_PX, LABEL_SIGNS, SIGN_PX = 18, 18, 8
 MINUTES_BELOW_H = 2.0  # up to which times are shown in minutes
-MARGIN_PX, PADDING_PX = 220, 80  # the room for labels to the right; what the template leaves above and below
+PADDING_PX = 80  # what the template leaves above and below the panels
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title>
@@ -79,7 +80,8 @@ def compare_figure(comparison: Comparison) -> Figure:
         middle = (len(drawn) - 1) / 2
         tick = {"tickvals": [middle], "ticktext": ["mean, 95 %"], "ticks": "", "showgrid": False, "zeroline": False}
         plot.update_xaxes(title_text="fresh seeds", range=[-1, len(drawn)], **tick, col=3)
-    plot.update_layout(margin={"r": MARGIN_PX})
+    longest = max(min(len(one.name), LABEL_SIGNS) + len(_end(one)) for one in drawn)
+    plot.update_layout(margin={"r": 40 + SIGN_PX * longest})
     names = ", ".join(one.name for one in drawn)
     left_out = [one.name for one in comparison.standings if one.value is None]
     return Figure(

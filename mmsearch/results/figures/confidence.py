@@ -78,7 +78,7 @@ def reliability_figure(scored: Scored) -> Figure:
     plot.update_xaxes(showticklabels=False, row=1, col=1)
     plot.update_yaxes(range=(0, 1.03), dtick=0.2, title="share that is right", zeroline=False, row=1, col=1)
     plot.update_yaxes(title="rows", rangemode="tozero", nticks=4, row=2, col=1)
-    plot.update_layout(legend={"x": 0.02, "y": 0.98, "xanchor": "left", "yanchor": "top"})
+    plot.update_layout(legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}, margin_t=44)
     return Figure(
         "reliability",
         "Reliability diagram",
@@ -153,7 +153,11 @@ def coverage_figure(scored: Scored) -> Figure:
     plot.update_xaxes(title="coverage (% of rows that get an answer)", range=(0, 101), zeroline=False)
     plot.update_yaxes(title="accuracy of the answers (%)", range=(low - spare, 100 + spare), zeroline=False)
     plot.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}, margin_t=44)
-    none = " The model has no threshold: it always answers." if threshold is None else ""
+    none = ""
+    if threshold is None:
+        none = " The model has no threshold: it always answers."
+    elif len(marks) == 1:
+        none = f" The model's threshold, {threshold:.3g}, leaves no row."
     return Figure(
         "coverage",
         "Accuracy against coverage",

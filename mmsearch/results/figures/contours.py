@@ -12,7 +12,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mmsearch.results.figures.axes import Axis
+from mmsearch.results.figures.axes import Axis, in_text
 from mmsearch.results.figures.importance import Importances
 from mmsearch.results.figures.space import by_importance, short_name
 from mmsearch.results.figures.style import SEQUENTIAL, Figure
@@ -23,6 +23,7 @@ PAIRS_OF = 3  # the most important parameters, of which pairs are drawn
 LEAST_TRIALS = 15  # in a contour
 LEAST_VALUES = 4  # of each of its parameters
 GRID = 40
+LEVELS = 12
 NEAR = 2.5  # kernel widths from a trial, beyond which nothing is known
 WIDTHS = (0.06, 0.09, 0.13, 0.18, 0.25)  # of the kernel, as shares of the axes
 MOST_TRIALS = 500
@@ -41,16 +42,14 @@ def contours(searched: Searched, found: Importances | None) -> Figure | None:
     plot = make_subplots(1, len(pairs), horizontal_spacing=0.11 if len(pairs) > 1 else 0.1)
     edge = worst_shown([value for _, value in every], searched.sign)
     best = max(searched.sign * value for _, value in every) * searched.sign
-    colours = {
-        "colorscale": SEQUENTIAL,
-        "cmin": min(edge, best),
-        "cmax": max(edge, best),
-        "reversescale": searched.sign < 0,
-    }
+    if edge == best:
+        return None
+    low, high = min(edge, best), max(edge, best)
+    colours = {"colorscale": SEQUENTIAL, "cmin": low, "cmax": high, "reversescale": searched.sign < 0}
     bar = {"title": {"text": searched.words.split(" (")[0], "side": "right"}, "thickness": 14, "outlinewidth": 0}
     plot.update_layout(coloraxis={**colours, "colorbar": bar})
     for column, ((across, up), held) in enumerate(pairs, 1):
-        _draw_pair(plot, across, up, thinned(held, MOST_TRIALS, [searched.best]), searched, edge, column)
+        _draw_pair(plot, across, up, thinned(held, MOST_TRIALS, [searched.best]), searched, (low, high), column)
     caption = (
         "The mean of the trials around each point, weighted by their distance, as it best foretells each trial from the "
         "others. Dots are trials in the colour of their own value, the star is the best. Where no trial is near, "
@@ -76,30 +75,31 @@ def _draw_pair(
     up: Axis,
     dots: Sequence[Shown],
     searched: Searched,
-    edge: float,
+    limits: tuple[float, float],
     column: int,
 ) -> None:
-    sign = searched.sign
+    low, high = limits
     points = np.array([[_share(axis, trial.params[axis.name]) for axis in (across, up)] for trial, _ in dots])
-    values = np.array([sign * max(sign * value, sign * edge) for _, value in dots])
+    values = np.array([min(max(value, low), high) for _, value in dots])
     surface = smooth(points, values)
-    ends = [np.linspace(*axis.span, GRID) for axis in (across, up)]
-    x, y = (10**end if axis.log else end for axis, end in zip((across, up), ends, strict=True))
     plot.add_contour(
-        x=numbers(x.tolist()),
-        y=numbers(y.tolist()),
+        x=numbers(np.linspace(*across.span, GRID).tolist()),
+        y=numbers(np.linspace(*up.span, GRID).tolist()),
         z=[[None if math.isnan(value) else number(value) for value in row] for row in surface.tolist()],
         coloraxis="coloraxis",
-        ncontours=14,
+        contours={"start": low, "end": high, "size": (high - low) / LEVELS},
         line={"width": 0},
-        hovertemplate=f"{across.name} %{{x:.4g}}, {up.name} %{{y:.4g}}: about %{{z:.4f}}<extra></extra>",
+        hovertemplate="about %{z:.4f}<extra></extra>",
         row=1,
         col=column,
     )
     plot.add_scatter(
-        x=[number(trial.params[across.name]) for trial, _ in dots],
-        y=[number(trial.params[up.name]) for trial, _ in dots],
-        customdata=[[trial.number, in_words(searched.metrics[0], value)] for trial, value in dots],
+        x=numbers(across.place(trial.params[across.name]) for trial, _ in dots),
+        y=numbers(up.place(trial.params[up.name]) for trial, _ in dots),
+        customdata=[
+            [trial.number, in_words(searched.metrics[0], value), *(in_text(trial.params[a.name]) for a in (across, up))]
+            for trial, value in dots
+        ],
         mode="markers",
         marker={
             "color": numbers(value for _, value in dots),
@@ -110,16 +110,15 @@ def _draw_pair(
         },
         showlegend=False,
         cliponaxis=False,
-        hovertemplate="trial %{customdata[0]}: %{customdata[1]}<extra></extra>",
+        hovertemplate=f"trial %{{customdata[0]}}: %{{customdata[1]}}<br>{across.name} %{{customdata[2]}}<br>"
+        f"{up.name} %{{customdata[3]}}<extra></extra>",
         row=1,
         col=column,
     )
     for axis, update in ((across, plot.update_xaxes), (up, plot.update_yaxes)):
-        low, high = axis.span
         ticks, texts = axis.ticks(5)
-        places = [10**tick for tick in ticks] if axis.log else ticks
-        scale = {"type": "log" if axis.log else "linear", "range": [low, high], "tickvals": places, "ticktext": texts}
-        update(title=short_name(axis.name, 32), showgrid=False, **scale, row=1, col=column)
+        scale = {"range": axis.span, "tickvals": ticks, "ticktext": texts, "showgrid": False}
+        update(title=short_name(axis.name, 32) + (" (log)" if axis.log else ""), **scale, row=1, col=column)
 
 
 def _share(axis: Axis, value: Any) -> float:

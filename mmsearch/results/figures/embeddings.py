@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -30,6 +31,9 @@ DIMENSIONS = 50  # to which embeddings are brought before t-SNE, as van der Maat
 PERPLEXITY = 30.0  # at most; of few rows a third of them
 ENDS = 8  # restarts of K-means
 LABELLED = 16  # classes up to which each is named in the plot
+ACROSS = 7  # classes in a line of the legend, where there are more
+NEIGHBOURS = 10  # of a point, by which the place of a class's name is found
+APART = 0.05  # of the plot's extent, between two names
 SYMBOLS = (
     "circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "bowtie",
     "hourglass",
@@ -172,22 +176,18 @@ def _pair(
                 row=1,
                 col=column,
             )  # fmt: skip
-    if len(np.unique(labels)) <= LABELLED:
-        for group in np.unique(labels).tolist():
-            x, y = np.median(flat[labels == group], axis=0).tolist()
-            plot.add_annotation(
-                x=x,
-                y=y,
-                text=f"<b>{plain(classes[group], 12)}</b>",
-                templateitemname="label",
-                visible=True,
-                row=1,
-                col=1,
-            )
+    shown = np.unique(labels)
+    for group, (x, y) in label_places(flat, labels).items() if len(shown) <= LABELLED else ():
+        text = f"<b>{plain(classes[group], 12)}</b>"
+        plot.add_annotation(x=x, y=y, text=text, templateitemname="label", visible=True, row=1, col=1)
     plot.update_xaxes(title="t-SNE dimension 1 (no unit)", zeroline=False, showticklabels=False, ticks="")
     plot.update_yaxes(zeroline=False, showticklabels=False, ticks="")
     plot.update_yaxes(title="t-SNE dimension 2 (no unit)", row=1, col=1)
-    plot.update_layout(legend={"itemsizing": "constant"}, margin={"t": 40})
+    below = -(-len(shown) // ACROSS) if len(shown) > LABELLED else 0  # lines of the legend, where it is too long
+    plot.update_layout(legend={"font": {"size": 11}}, margin={"t": 40})
+    if below:
+        beside = {"orientation": "h", "entrywidth": 1 / ACROSS, "entrywidthmode": "fraction", "font": {"size": 10}}
+        plot.update_layout(legend={**beside, "x": 0, "y": -0.12, "yanchor": "top"}, margin={"b": 70 + 20 * below})
     reads = bundle.members[0].model.fusion.reads == "tokens" and name != "fused"
     agree = float((own == labels).mean())
     return Figure(
@@ -201,9 +201,27 @@ def _pair(
         + ". Distances between far groups mean nothing in t-SNE.",
         plot,
         width=960,
-        height=500,
+        height=500 + 20 * below,
         alternative=f"Two scatter plots; {agree:.0%} of the rows lie in the cluster of their class.",
     )
+
+
+def label_places(flat: Floats, labels: Index) -> dict[int, tuple[float, float]]:
+    """Where the name of a class may stand among points (n, 2): where its own points lie thickest, clear of other names.
+
+    A class whose place is taken has none.
+    """
+    tree, extent = cKDTree(flat), np.maximum(np.ptp(flat, axis=0), 1e-9)
+    reach, near = tree.query(flat, k=min(NEIGHBOURS, len(flat)))
+    same = (labels[near] == labels[:, None]).mean(1)
+    found: dict[int, tuple[float, float]] = {}
+    for group in np.unique(labels).tolist():
+        member = np.flatnonzero(labels == group)
+        best = member[np.lexsort((reach[member, -1], -same[member]))[0]]
+        x, y = np.median(flat[near[best][labels[near[best]] == group]], axis=0).tolist()
+        if all(np.abs((np.array((x, y)) - other) / extent).max() > APART for other in found.values()):
+            found[group] = (x, y)
+    return found
 
 
 def marker(group: int) -> dict[str, str]:
@@ -242,8 +260,8 @@ def _agreement(found: dict[str, Clusters], classes: int, told: str) -> Figure:
         "clusters",
         "How the embeddings cluster",
         f"K-means with {classes} clusters on each embedding: its agreement with the classes (ARI: adjusted Rand "
-        "index, NMI: normalised mutual information), and how compact and apart its clusters, and the classes, are (silhouette, -1 "
-        f"to 1). Of {told}.",
+        "index, NMI: normalised mutual information), and how compact and apart its clusters, and the classes, are "
+        f"(silhouette, -1 to 1). Of {told}.",
         plot,
         alternative="; ".join(f"{KINDS[name]}: ARI {one.ari:.3f}, NMI {one.nmi:.3f}" for name, one in found.items())
         + ".",

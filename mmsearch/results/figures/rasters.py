@@ -72,7 +72,7 @@ def planes(split: Split, positions: Index, trained: Trained) -> Planes:
         ("frame", 0.5, frames + 0.5),
         ("coefficient", 0.5, coefficients + 0.5),
         f"frames 1 to {frames} rightwards, coefficients 1 to {coefficients} upwards",
-        f"Colours: each coefficient, from percentile {PERCENTILES[0]} (dark) to {PERCENTILES[1]} (bright) of these rows.",
+        f"Colours: each coefficient, from its percentile {PERCENTILES[0]} (dark) to {PERCENTILES[1]} (bright).",
     )
 
 

@@ -32,20 +32,21 @@ def confusion_figure(scored: Scored) -> Figure:
     counts = confusion(scored.labels, scored.predicted, len(classes))
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = np.eye(len(classes), dtype=bool)
+    numbered, shared = len(classes) <= NUMBERED, len(classes) <= SHARED
+    weak, strong = (0.24, 0.62) if numbered else (0.4, 0.9)
     plot = go.Figure()
     for kept, colour in ((right, BLUE), (~right, VERMILLION)):  # a page shows through both, so that numbers stay clear
         plot.add_heatmap(
             z=np.where(kept & (counts > 0), share, np.nan),
             zmin=0,
             zmax=1 if kept is right else max(0.05, float(share[~right].max(initial=0))),
-            colorscale=[[0, through(colour, 0.24)], [1, through(colour, 0.62)]],
+            colorscale=[[0, through(colour, weak)], [1, through(colour, strong)]],
             showscale=False,
             hoverinfo="skip",
             xgap=1,
             ygap=1,
         )
     true, said = np.nonzero(counts)
-    numbered, shared = len(classes) <= NUMBERED, len(classes) <= SHARED
     plot.add_scatter(
         x=said,
         y=true,

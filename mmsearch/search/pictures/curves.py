@@ -32,12 +32,12 @@ def draw_curves(rows: Sequence[Row], metric: str, best: Sequence[int]) -> Pictur
     metrics = ("loss", metric if metric != "loss" else "macro_f1")
     scales = [_Scale.of(_values(rows, name), name) for name in metrics]
     left = margin + max(width_of(tick, TEXT) for scale in scales for tick, _ in scale.ticks()) + 12
-    right = WIDTH - margin - TEXT // 2
+    last = max(_number(row["epoch"]) for row in rows)
+    epochs = _Scale(1, last, whole=True) if last > 1 else _Scale(0.5, 1.5, whole=True)
+    right = WIDTH - margin - max(width_of(tick, TEXT) for tick, _ in epochs.ticks()) / 2
     height = (HEIGHT - 2 * margin - 4 * line - 3 * gap - 4) / 2
     tops = margin + line + gap, margin + 2 * line + 3 * gap + height
     plots = [(left, top, right, top + height) for top in tops]
-    last = max(_number(row["epoch"]) for row in rows)
-    epochs = _Scale(1, last, whole=True) if last > 1 else _Scale(0.5, 1.5, whole=True)
     for place, (name, scale) in enumerate(zip(metrics, scales, strict=True)):
         title = f"{NAMES.get(name, name)}{' (logarithmic)' * scale.log}"
         picture.text((margin, plots[place][1] - gap - line / 2), title, TEXT)

@@ -1,0 +1,581 @@
+"""Confirmation: the best trials again on fresh seeds, exactly as often as asked for, and what their values say."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from conftest import MMSEARCH, TINY, Run, Start, environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from scripted import scripted
+
+from mmsearch.config import load_config
+from mmsearch.errors import NoCompletedTrial, StudyMismatch, UsageError
+from mmsearch.results.confirm import (
+    FIRST_SEED,
+    WORD,
+    Confirmation,
+    Finalist,
+    confirmation_of,
+    pick_finalists,
+    summarise,
+    winner,
+)
+from mmsearch.results.confirm_words import render
+from mmsearch.results.replay import replay
+from mmsearch.results.statistics import paired_p
+from mmsearch.search import repeats
+from mmsearch.search.repeats import Outcome, key_of, repeats_of
+from mmsearch.search.storage import BASELINE, SEED
+from mmsearch.search.study import OpenStudy, count, create_study, open_study
+
+ROW = 1 / 800  # what one validation row is worth
+
+
+def outcomes(values: Sequence[float | None], parameters: int = 1000) -> list[Outcome]:
+    return [Outcome(None, reason="boom") if v is None else Outcome(v, 3, parameters, "") for v in values]
+
+
+def said(
+    values: Sequence[Sequence[float | None]],
+    *,
+    sign: int = 1,
+    prefer: Any = "best",
+    searched: Sequence[float] | None = None,
+    parameters: Sequence[int] | None = None,
+    eligible: Sequence[bool] | None = None,
+    resolution: float = 0.0,
+    order: Sequence[int] | None = None,
+) -> Confirmation:
+    """What values by configuration and seed say; configuration i is trial i."""
+    finalists = [
+        Finalist(
+            i, {"x": i}, None if searched is None else searched[i], i + 1, eligible=eligible is None or eligible[i]
+        )
+        for i in range(len(values))
+    ]
+    sizes = parameters or [1000] * len(values)
+    found = [outcomes(v, size) for v, size in zip(values, sizes, strict=True)]
+    order = range(len(values)) if order is None else order
+    metric = "macro_f1" if sign > 0 else "loss"
+    picked = [finalists[i] for i in order], [found[i] for i in order]
+    return summarise(metric, sign, *picked, prefer, 20, resolution)
+
+
+def noise(rng: np.random.Generator, configurations: int, seeds: int) -> Any:
+    """Accuracies of equal models: how many of 800 rows each gets wrong is luck."""
+    return 1 - rng.poisson(4, (configurations, seeds)) * ROW
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_pure_noise_is_a_tie_and_a_drop(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    differing, drops = 0, []
+    for _ in range(200):
+        searched = np.sort(noise(rng, 20, 1)[:, 0])[::-1][:6]  # the luckiest of 20 trials
+        held = said(noise(rng, 6, seeds).tolist(), searched=searched.tolist(), resolution=ROW)
+        differing += any(row.differs for row in held.rows)
+        assert held.mean_drop is not None
+        drops.append(held.mean_drop)
+    assert differing <= 0.05 * 200
+    assert np.mean(drops) > 2 * ROW
+    assert np.mean(np.greater(drops, 0)) > 0.95
+
+
+def test_a_winner_that_was_planted_is_named() -> None:
+    rng = np.random.default_rng(0)
+    values = noise(rng, 6, 5) - 0.05
+    values[4] += 0.03
+    held = said(values.tolist(), searched=[0.999, 0.998, 0.997, 0.996, 0.995, 0.9], resolution=ROW)
+    assert held.choice == held.rows[0].trial == 4
+    assert {row.trial for row in held.rows if row.differs} == {0, 1, 2, 3, 5}
+    text = render(held)
+    assert "from trial 4, the best: trials" in text
+    assert "choice    trial 4, the best mean\n" in text
+
+
+def test_two_values_a_row_apart_prove_nothing() -> None:
+    one, other = [0.9, 0.9], [0.9 - ROW, 0.9 - ROW - 1e-6]
+    assert (paired_p(one, other) or 1) < 0.001  # as if they were exact
+    assert (paired_p(one, other, ROW) or 0) > 0.05
+    assert paired_p(one, one, ROW) == pytest.approx(1)
+    far = [0.5, 0.51, 0.49, 0.5, 0.5]
+    assert (paired_p([0.9, 0.91, 0.9, 0.89, 0.9], far, ROW) or 1) < 1e-5
+
+
+def test_the_smallest_of_a_tie_is_the_choice_where_it_is_preferred() -> None:
+    values = [[0.96, 0.97, 0.94], [0.94, 0.95, 0.96], [0.80, 0.81, 0.80]]
+    sizes = [3000, 2000, 1000]
+    assert said(values, parameters=sizes).choice == 0
+    assert said(values, parameters=sizes, prefer="small").choice == 1  # the smallest of all differs
+    assert "the smallest model (2000 parameters)" in render(said(values, parameters=sizes, prefer="small"))
+    losses = [[-v for v in row] for row in values]
+    assert said(losses, sign=-1, parameters=sizes, prefer="small").choice == 1
+
+
+def test_what_breaks_a_constraint_is_compared_and_never_chosen() -> None:
+    values = [[0.90, 0.91, 0.90], [0.99, 0.99, 0.98]]
+    held = said(values, eligible=[True, False], parameters=[2000, 1000], prefer="small")
+    assert held.choice == held.rows[0].trial == 0
+    assert held.rows[1].differs
+    assert "cannot be the choice" in render(held)
+    with pytest.raises(NoCompletedTrial, match="trial 0: 3 of 3 seeds without a value: boom"):
+        said([[None] * 3, values[1]], eligible=[True, False])
+
+
+def test_what_is_missing_is_said_and_not_chosen_for_one_lucky_seed() -> None:
+    held = said([[0.9, 0.91, 0.9], [None, None, 0.99], [None, None, None]])
+    assert [row.trial for row in held.rows] == [0, 1]
+    assert (held.choice, held.missing, held.rows[1].interval, held.rows[1].p) == (0, 5, None, None)
+    assert held.failures[0] == "trial 1: 2 of 3 seeds without a value: boom"
+    text = render(held)
+    assert "1 of 3 seeds" in text
+    assert "missing   5 values: trial 1: 2 of 3 seeds" in text
+
+
+TABLES = st.integers(2, 5).flatmap(
+    lambda seeds: st.lists(
+        st.lists(st.floats(0, 1, allow_nan=False).map(lambda v: round(v, 3)), min_size=seeds, max_size=seeds),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(TABLES, st.randoms(use_true_random=False), st.sampled_from(["best", "small"]), st.sampled_from([1, -1]))
+def test_the_order_of_the_trials_changes_nothing(
+    values: list[list[float]], random: Any, prefer: str, sign: int
+) -> None:
+    order = list(range(len(values)))
+    random.shuffle(order)
+    sizes = [1000 + 7 * i % 3 for i in order]
+    one = said(values, sign=sign, prefer=prefer, parameters=sizes)
+    assert one == said(values, sign=sign, prefer=prefer, parameters=sizes, order=order)
+    means = [sign * row.mean for row in one.rows]
+    assert means == sorted(means, reverse=True)
+    assert not one.chosen.differs
+    assert one.chosen.parameters == min(row.parameters for row in one.rows if not row.differs) or prefer == "best"
+    for row in one.rows[1:]:
+        assert row.p is not None
+        assert 0 <= row.p <= 1
+        assert row.p >= (paired_p(values[one.rows[0].trial], values[row.trial]) or 0) - 1e-12
+
+
+@settings(deadline=None, max_examples=30)
+@given(TABLES, st.floats(0.001, 1), st.sampled_from([1, -1]))
+def test_the_better_the_searched_value_was_the_more_it_drops(values: list[list[float]], more: float, sign: int) -> None:
+    searched = [0.5] * len(values)
+    before = said(values, sign=sign, searched=searched)
+    after = said(values, sign=sign, searched=[0.5 + sign * more, *searched[1:]])
+    for one, other in zip(before.rows, after.rows, strict=True):
+        assert one.drop is not None
+        assert other.drop == pytest.approx(one.drop + (more if one.trial == 0 else 0))
+        assert (one.p, one.interval) == (other.p, other.interval)
+
+
+def trial(number: int, value: float | None, x: float, *, attrs: Any = None, violated: float = 0.0) -> FrozenTrial:
+    distribution = optuna.distributions.FloatDistribution(0.0, 1.0)
+    state = TrialState.COMPLETE if value is not None else TrialState.FAIL
+    made = create_trial(state=state, value=value, params={"x": x}, distributions={"x": distribution})
+    made.number = number
+    made.system_attrs.update(attrs or {})
+    if violated:
+        made.set_constraint("parameters <= 1", violated)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_finalists_are_the_best_that_keep_to_the_constraints_each_once_and_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "digits.toml"
+    path.write_text(TINY)
+    opened = OpenStudy(load_config(path), optuna.create_study(direction="maximize"), None)  # type: ignore[arg-type]
+    trials = [
+        trial(0, 0.5, 0.0, attrs={BASELINE: True}),
+        trial(1, 0.9, 0.1 + 0.2),
+        trial(2, 0.9, 0.3),  # the same
+        trial(3, 0.99, 0.4, violated=1.0),
+        trial(4, 0.8, 0.5),
+        trial(5, None, 0.6),
+        trial(6, 0.7, 0.7),
+    ]
+    found = pick_finalists(opened, trials, 2)
+    assert [(held.trial, held.rank, held.defaults) for held in found] == [(1, 1, False), (4, 2, False), (0, None, True)]
+    assert [held.trial for held in pick_finalists(opened, trials, 9)] == [1, 4, 6, 0]
+    assert pick_finalists(opened, trials, 9)[-1] == Finalist(0, {"x": 0.0}, 0.5, 4, True, True)
+    failed = trial(0, None, 0.0, attrs={BASELINE: True})
+    last = pick_finalists(opened, [failed, *trials[1:]], 1)[-1]
+    assert (last.trial, last.searched, last.eligible, last.defaults) == (0, None, False, True)
+
+
+def test_the_study_of_repeats_is_as_the_search_but_for_what_would_end_a_trial_early(tmp_path: Path) -> None:
+    path = tmp_path / "digits.toml"
+    path.write_text(
+        TINY.replace("[study]", '[study]\nmetrics = ["loss", "parameters"]\nconstraints = ["parameters <= 9"]').replace(
+            "[search]", '[search]\ntimeout = "8h"\npatience_trials = 3'
+        )
+        + '[[enqueue]]\n"optimizer.lr" = 2e-3\n'
+    )
+    config = load_config(path)
+    assert config.constraints
+    assert len(config.configurations) == 2
+    made = repeats_of(config, WORD)
+    assert made.study.name == "digits-confirm"
+    assert (made.study.metrics, made.constraints, made.search.pruner, made.search.timeout) == (
+        ("loss",),
+        (),
+        "none",
+        None,
+    )
+    assert len(made.configurations) == 1
+    assert made.search.patience_trials is None
+    assert (made.data, made.space, made.search.max_epochs) == (config.data, config.space, config.search.max_epochs)
+    limited = load_config(path, {"search.timeout": "9m"})
+    assert repeats_of(limited, WORD).search.timeout == 540
+    long = load_config(path, {"study.name": "x" * 95})
+    with pytest.raises(UsageError, match="too long for the name of a study, which has 100 characters at most"):
+        repeats_of(long, WORD)
+
+
+def test_configurations_are_told_apart_by_what_they_are() -> None:
+    assert key_of({"a": 0.1 + 0.2, "b": 3}) == key_of({"b": 3, "a": 0.3})
+    assert key_of({"a": 1}) != key_of({"a": True})
+    assert key_of({"a": 1}, 5) != key_of({"a": 1}, 6)
+
+
+@pytest.fixture
+def queue(storage_url: str, tmp_path: Path) -> OpenStudy:
+    """A study of repeats that nothing is queued in."""
+    path = tmp_path / "digits.toml"
+    path.write_text(TINY)
+    config = repeats_of(load_config(path, {"study.storage": storage_url, "study.folder": str(tmp_path / "s")}), WORD)
+    return create_study(config, "data", repeats="digits")[0]
+
+
+def wanted(values: Sequence[float], seeds: Sequence[int] = (7,)) -> list[Any]:
+    made = [({"optimizer.lr": value}, seed) for seed in seeds for value in values]
+    return [(key_of(params, seed), params, seed) for params, seed in made]
+
+
+def test_what_is_wanted_is_queued_once_and_what_nobody_wants_any_more_is_withdrawn(queue: OpenStudy) -> None:
+    with queue as opened:
+        assert repeats._queue(opened, wanted([1e-3, 2e-3, 3e-3], [7, 8]))
+        assert repeats._queue(opened, wanted([1e-3, 2e-3, 3e-3], [7, 8]))  # again: nothing more
+        assert count(opened.trials()).waiting == opened.total() == 6
+        assert repeats._queue(opened, wanted([1e-3], [7, 8]))
+        assert (count(opened.trials()).waiting, count(opened.trials()).failed) == (2, 4)
+        waiting = [t for t in opened.trials() if t.state == TrialState.WAITING]
+        assert [t.system_attrs[SEED] for t in waiting] == [7, 8]
+        assert opened.storage.set_trial_state_values(waiting[0]._trial_id, TrialState.RUNNING)
+        repeats._queue(opened, wanted([2e-3]))  # while another is at work, all that it queued stays
+        assert (count(opened.trials()).running, count(opened.trials()).waiting) == (1, 2)
+
+
+def test_a_retry_has_the_seed_and_a_study_of_repeats_proposes_nothing(queue: OpenStudy) -> None:
+    with queue as opened:
+        repeats._queue(opened, wanted([1e-3]))
+        opened.storage.slots = 0
+        first = opened.optuna.ask()
+        was_running, retry = opened.storage.fail(first._trial_id, "killed", 1)
+        assert (was_running, retry) == (True, 1)
+        assert not opened.trials()[1].system_attrs.keys().isdisjoint({SEED})
+        again = opened.optuna.ask()
+        assert (again.number, again.suggest_float("optimizer.lr", 1e-3, 1e-2, log=True)) == (1, 1e-3)
+        with pytest.raises(optuna_exhausted()):
+            opened.optuna.ask()
+        assert len(opened.trials()) == 2
+
+
+def optuna_exhausted() -> type[Exception]:
+    from mmsearch.errors import GridExhausted
+
+    return GridExhausted
+
+
+def test_a_search_and_its_repeats_are_not_mixed_up(queue: OpenStudy) -> None:
+    with queue as opened:
+        config = opened.config
+        with pytest.raises(StudyMismatch, match="digits-confirm is no search: it holds configurations of the study"):
+            opened.must_be_a_search()
+        with pytest.raises(StudyMismatch, match="is no search"):
+            create_study(config, "data")
+        with pytest.raises(StudyMismatch, match="of the study other needs the name digits-confirm, which another"):
+            create_study(config, "data", repeats="other")
+        create_study(config, "data", repeats="digits")[0].storage.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def confirmed(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny search whose two best trials, and the defaults, were trained again on two seeds."""
+    folder = tmp_path_factory.mktemp("confirmed")
+    shutil.copytree(searched, folder, symlinks=True, dirs_exist_ok=True)
+    command = [MMSEARCH, "confirm", "--top", "2", "--seeds", "2", "--workers", "2"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (folder / "confirm.out").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def workspace(confirmed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(confirmed, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return tmp_path
+
+
+def repeated(folder: Path, **overrides: Any) -> list[FrozenTrial]:
+    config = load_config(folder / "studies" / "digits.toml", overrides)
+    with open_study(repeats_of(config, WORD)) as opened:
+        return opened.trials()
+
+
+def exactly(trials: list[FrozenTrial], seeds: int) -> int:
+    """Each configuration is complete once on each seed; returns how many configurations there are."""
+    done = [t for t in trials if t.state == TrialState.COMPLETE]
+    held = Counter(key_of(t.system_attrs["fixed_params"], t.system_attrs[SEED]) for t in done)
+    assert set(held.values()) == {1}
+    by_seed = Counter(t.system_attrs[SEED] for t in done)
+    assert sorted(by_seed) == [FIRST_SEED + number for number in range(seeds)]
+    assert len(set(by_seed.values())) == 1
+    assert not any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in trials)
+    return by_seed[FIRST_SEED]
+
+
+def test_the_best_and_the_defaults_are_trained_again(mmsearch: Run, workspace: Path) -> None:
+    config = load_config(workspace / "studies" / "digits.toml")
+    trials = repeated(workspace)
+    with open_study(config) as opened:
+        held = confirmation_of(opened)
+        assert held is not None
+        best, second = pick_finalists(opened, opened.trials(), 2)[:2]
+        assert {best.trial, second.trial} <= {row.trial for row in held.rows}
+        assert sum(row.defaults for row in held.rows) == 1
+        assert exactly(trials, 2) == len(held.rows) >= 2
+        assert winner(opened).number == held.choice
+        assert count(opened.trials()).finished == opened.total() == held.finished == held.now == 6
+    for row in held.rows:
+        theirs = [t for t in trials if key_of(t.params) == key_of(row.params)]
+        assert row.values == tuple(t.values[0] for t in sorted(theirs, key=lambda t: t.system_attrs[SEED]))
+        assert row.best_epochs == tuple(
+            t.user_attrs["best_epoch"] for t in sorted(theirs, key=lambda t: t.system_attrs[SEED])
+        )
+        assert {t.user_attrs["parameters"] for t in theirs} == {row.parameters}
+    assert held.resolution == pytest.approx(1 / 80, rel=0.05)  # 80 of the 400 rows validate, in whole groups
+    seeds = {t.system_attrs[SEED]: t.user_attrs["run"]["seed"] for t in trials}
+    assert len(set(seeds.values())) == 2  # shared by all configurations, and not those of the search
+    with open_study(config) as opened:
+        assert not set(seeds.values()) & {t.user_attrs["run"]["seed"] for t in opened.trials()}
+    assert f"confirmed trial {held.choice}: macro_f1" in mmsearch("status").stdout
+
+
+def test_run_again_it_trains_nothing_and_says_the_same(mmsearch: Run, workspace: Path) -> None:
+    before = [(t.number, t.datetime_complete) for t in repeated(workspace)]
+    done = mmsearch("confirm", "--top", 2, "--seeds", 2)
+    assert done.stdout == (workspace / "confirm.out").read_text()
+    assert "started" not in done.stderr
+    assert "next: mmsearch retrain-best" in done.stderr
+    assert [(t.number, t.datetime_complete) for t in repeated(workspace)] == before
+    small = mmsearch("confirm", "--top", 2, "--seeds", 2, "--prefer", "small").stdout
+    assert "the smallest model" in small
+    table, _, sentences = small.partition("scored")
+    assert table == (workspace / "confirm.out").read_text().partition("scored")[0]
+    config = load_config(workspace / "studies" / "digits.toml")
+    with open_study(config) as opened:
+        held = confirmation_of(opened)
+        assert held is not None
+        assert held.prefer == "small"
+        assert f"choice    trial {held.choice}, the smallest model" in sentences
+
+
+def test_the_same_seed_gives_the_same_values(workspace: Path) -> None:
+    config = repeats_of(load_config(workspace / "studies" / "digits.toml"), WORD)
+    again = replay(config, 1)
+    assert again.exact
+    assert again.compared
+
+
+def test_more_seeds_train_what_is_missing_and_a_search_that_goes_on_is_exact(mmsearch: Run, workspace: Path) -> None:
+    before = {t.number: t.values for t in repeated(workspace)}
+    done = mmsearch("confirm", "--top", 2, "--seeds", 3, "--workers", 2)
+    trials = repeated(workspace)
+    configurations = exactly(trials, 3)
+    assert {t.number: t.values for t in trials if t.number in before} == before
+    assert len(re.findall(r"trial \d+ started", done.stderr)) == configurations
+    mmsearch("launch", "--trials", 7, "--workers", 1)
+    config = load_config(workspace / "studies" / "digits.toml")
+    with open_study(config) as opened:
+        assert count(opened.trials()).finished == len(opened.trials()) == 7
+        held = confirmation_of(opened)
+        assert held is not None
+        assert (held.finished, held.now, held.stale) == (6, 7, True)
+    assert "the search has finished 1 trial that had no part in this" in mmsearch("status").stdout
+
+
+def test_what_cannot_be_confirmed_is_one_sentence(mmsearch: Run, workspace: Path) -> None:
+    for arguments, code, text in (
+        (("--seeds", 1), 2, "--seeds must be 2 at least, not 1"),
+        (("--top", 0), 2, "--top"),
+        (("--study-name", "nope"), 4, "there is no study nope"),
+        (("--study-name", "digits-confirm"), 2, "is no search"),
+        (("--seed", 5), 2, "was begun with study.seed = 0"),
+        (("--study-name", "x" * 99), 2, "too long for the name of a study"),
+    ):
+        assert text in mmsearch("confirm", *arguments, code=code).stderr
+    assert "is no search" in mmsearch("launch", "--study-name", "digits-confirm", code=2).stderr
+    assert "is no search" in mmsearch("worker", "--study-name", "digits-confirm", code=2).stderr
+    config = load_config(workspace / "studies" / "digits.toml", {"study.name": "empty"})
+    create_study(config, "data")[0].storage.engine.dispose()
+    said = mmsearch("confirm", "--study-name", "empty", code=3).stderr
+    assert said == "mmsearch: study empty: no trial is complete; `mmsearch launch` makes some\n"
+
+
+def test_what_failed_is_said_and_tried_at_the_next_run(mmsearch: Run, workspace: Path) -> None:
+    body = """
+    def before(trial):
+        if trial.system_attrs.get("mmsearch:seed") == 1_000_002 and not Path("failed").exists():
+            Path("failed").touch()
+            raise RuntimeError("boom")
+    """
+    env = scripted(workspace, worker=body)
+    done = mmsearch("confirm", "--top", 1, "--seeds", 3, "--workers", 1, env=env)
+    assert re.search(r"missing   1 value: trial \d+: 1 of 3 seeds without a value: RuntimeError: boom", done.stdout)
+    assert "go on with: mmsearch confirm --top 1 --seeds 3 --prefer best --workers 1" in done.stderr
+    again = mmsearch("confirm", "--top", 1, "--seeds", 3, "--workers", 1, env=env)
+    assert "missing" not in again.stdout
+    assert len(re.findall(r"trial \d+ started", again.stderr)) == 1
+
+
+def finished(folder: Path, url: str) -> int:
+    try:
+        return count(repeated(folder, **{"study.storage": url})).finished
+    except Exception:  # it is being made
+        return 0
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_it_goes_on_and_trains_nothing_twice(
+    mmsearch: Run, start: Start, tmp_path: Path, storage_url: str
+) -> None:
+    (tmp_path / "studies").mkdir(exist_ok=True)
+    (tmp_path / "studies" / "digits.toml").write_text(TINY)
+    env = {"MMSEARCH_STORAGE": storage_url}
+    mmsearch("launch", "--study-name", "other", "--trials", 4, "--workers", 2, env=env)
+    command = ["confirm", "--study-name", "other", "--top", 3, "--seeds", 4, "--workers", 2]
+    overrides = {"study.storage": storage_url, "study.name": "other"}
+
+    def done() -> int:
+        try:
+            return count(repeated(tmp_path, **overrides)).finished
+        except Exception:  # it is being made
+            return 0
+
+    running = start(*command, env=env)
+    wait_for(lambda: done() >= 2)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 130, stderr
+    assert "go on with: mmsearch confirm --study-name other --top 3 --seeds 4 --prefer best --workers 2" in stderr
+    stopped = done()
+    killed = start(*command, env=env)
+    wait_for(lambda: done() >= stopped + 2)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=120)
+    mmsearch(*command, env=env)
+    configurations = exactly(repeated(tmp_path, **overrides), 4)
+    assert configurations in (3, 4)
+    assert mmsearch("status", "--study-name", "other", env=env).stdout.splitlines()[1].split()[1:4] == ["4", "of", "4"]
+
+
+@pytest.mark.slow
+def test_two_at_once_share_the_work(start: Start, workspace: Path) -> None:
+    both = [start("confirm", "--top", 2, "--seeds", 6, "--workers", 1) for _ in range(2)]
+    ends = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    configurations = exactly(repeated(workspace), 6)
+    assert ends[0][0] == ends[1][0]
+    started = [len(re.findall(r"trial \d+ started", stderr)) for _, stderr in ends]
+    assert sum(started) == 4 * configurations  # two of the six seeds were there
+    assert min(started) >= 1
+
+
+FOLDS = """
+[study]
+trials = 3
+metrics = ["macro_f1", "parameters"]
+constraints = ["parameters <= 40000"]
+[data]
+rows = 200
+validation = "kfold"
+folds = 2
+[search]
+max_epochs = 2
+startup_trials = 3
+[space]
+"batch_size" = 32
+"optimizer.lr" = 3e-3
+"image.encoder" = "mlp"
+"image.mlp.depth" = 1
+"image.mlp.units_1" = { low = 8, high = 64, default = 64 }
+"audio.encoder" = "mlp"
+"audio.mlp.depth" = 1
+"audio.mlp.units_1" = 16
+"head.units" = 16
+[[enqueue]]
+"image.mlp.units_1" = 16
+"""
+
+
+@pytest.mark.slow
+def test_folds_constraints_and_several_metrics(mmsearch: Run, tmp_path: Path, workspace: Path) -> None:
+    (workspace / "studies" / "folds.toml").write_text(FOLDS)
+    mmsearch("launch", "studies/folds.toml", "--workers", 2)
+    said = mmsearch("confirm", "studies/folds.toml", "--top", 1, "--seeds", 2, "--prefer", "small").stdout
+    config = load_config(workspace / "studies" / "folds.toml")
+    with open_study(config) as opened:
+        held = confirmation_of(opened)
+        assert held is not None
+        defaults = next(row for row in held.rows if row.defaults)
+        assert (defaults.eligible, defaults.searched, len(defaults.values)) == (False, None, 2)  # trained all the same
+        assert held.choice == opened.picked().number != defaults.trial
+        assert held.resolution == pytest.approx(1 / 200)
+    assert "cannot be the choice" in said
+    assert "macro_f1 on the validation rows" in said
+
+
+def test_a_confirmation_is_stored_whole(workspace: Path) -> None:
+    config = load_config(workspace / "studies" / "digits.toml")
+    with open_study(config) as opened:
+        held = confirmation_of(opened)
+    assert held is not None
+    assert render(held) == (workspace / "confirm.out").read_text()
+    assert dataclasses.replace(held) == held
+    assert isinstance(held.rows[0].values, tuple)
+    assert isinstance(held.rows[0].interval, tuple)
+
+
+def test_importing_the_words_of_a_confirmation_loads_no_torch() -> None:
+    program = "import sys, mmsearch.results.confirm_words; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
