@@ -99,7 +99,7 @@ def test_the_card_says_what_it_must(case: Case) -> None:
 
 def test_the_tables_are_tables(case: Case) -> None:
     html = rendered(case.card())
-    assert html.count("<table>") == 8
+    assert html.count("<table>") == 7
     assert "| " not in re.sub(r"<code.*?</code>", "", html, flags=re.S)  # no row was left as text
 
 
@@ -113,7 +113,7 @@ def test_class_names_are_text(case: Case, name: str) -> None:
     test["per_class"] = dict(zip(classes, test["per_class"].values(), strict=True))
     other = replace(case, bundle=bundle)
     html = rendered(other.card(test=test))
-    assert html.count("<table>") == 8
+    assert html.count("<table>") == 7
     assert html.count("<tr>") == rendered(case.card()).count("<tr>")
     for tag in ("<script>", "<em>", "<a ", "<strong>"):
         assert tag not in html

@@ -190,7 +190,7 @@ def test_each_service_s_command_does_its_work(role: str, workspace: Path, mmsear
     assert states["COMPLETE"] + states["PRUNED"] == 6
     assert states["COMPLETE"] >= 1
     study = workspace / "storage" / "digits"
-    assert len(list((workspace / "storage" / "artifacts").iterdir())) == 6
+    assert len(list((workspace / "storage" / "artifacts").iterdir())) == 3 * 6  # a table and two pictures a trial
     for row in rows:  # trained once: no epoch twice
         epochs = (study / "trials" / row["number"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in epochs] == list(range(1, int(row["epochs"]) + 1))

@@ -25,12 +25,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from scripted import scripted
 
 from mmsearch.config import load_config
-from mmsearch.errors import NoCompletedTrial, StudyMismatch, UsageError
+from mmsearch.errors import GridExhausted, NoCompletedTrial, StorageError, StudyMismatch, UsageError
+from mmsearch.results.ablation import ablate
 from mmsearch.results.confirm import (
     FIRST_SEED,
     WORD,
     Confirmation,
     Finalist,
+    confirm,
     confirmation_of,
     pick_finalists,
     summarise,
@@ -40,6 +42,7 @@ from mmsearch.results.confirm_words import render
 from mmsearch.results.replay import replay
 from mmsearch.results.statistics import paired_p
 from mmsearch.search import repeats
+from mmsearch.search.launcher import join, launch
 from mmsearch.search.repeats import Outcome, key_of, repeats_of
 from mmsearch.search.storage import BASELINE, SEED
 from mmsearch.search.study import OpenStudy, count, create_study, open_study
@@ -296,27 +299,25 @@ def test_a_retry_has_the_seed_and_a_study_of_repeats_proposes_nothing(queue: Ope
         assert not opened.trials()[1].system_attrs.keys().isdisjoint({SEED})
         again = opened.optuna.ask()
         assert (again.number, again.suggest_float("optimizer.lr", 1e-3, 1e-2, log=True)) == (1, 1e-3)
-        with pytest.raises(optuna_exhausted()):
+        with pytest.raises(GridExhausted):
             opened.optuna.ask()
         assert len(opened.trials()) == 2
 
 
-def optuna_exhausted() -> type[Exception]:
-    from mmsearch.errors import GridExhausted
-
-    return GridExhausted
-
-
-def test_a_search_and_its_repeats_are_not_mixed_up(queue: OpenStudy) -> None:
-    with queue as opened:
-        config = opened.config
-        with pytest.raises(StudyMismatch, match="digits-confirm is no search: it holds configurations of the study"):
-            opened.must_be_a_search()
-        with pytest.raises(StudyMismatch, match="is no search"):
-            create_study(config, "data")
-        with pytest.raises(StudyMismatch, match="of the study other needs the name digits-confirm, which another"):
-            create_study(config, "data", repeats="other")
-        create_study(config, "data", repeats="digits")[0].storage.engine.dispose()
+def test_a_search_and_its_repeats_are_not_mixed_up(tmp_path: Path) -> None:
+    path = tmp_path / "digits.toml"
+    path.write_text(TINY)
+    source = load_config(path, {"study.folder": str(tmp_path / "s")})
+    config = repeats_of(source, WORD)
+    create_study(config, "data", repeats="digits")[0].storage.engine.dispose()
+    create_study(config, "data", repeats="digits")[0].storage.engine.dispose()
+    refused = "digits-confirm is no search: it holds configurations of the study digits"
+    named_so = load_config(path, {"study.folder": str(tmp_path / "s"), "study.name": "digits-confirm"})
+    for call in (launch, join, confirm, ablate):
+        with pytest.raises(StudyMismatch, match=refused):
+            call(named_so)
+    with pytest.raises(StudyMismatch, match="of the study other needs the name digits-confirm, which another"):
+        create_study(config, "data", repeats="other")
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,7 @@ def confirmed(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny search whose two best trials, and the defaults, were trained again on two seeds."""
     folder = tmp_path_factory.mktemp("confirmed")
     shutil.copytree(searched, folder, symlinks=True, dirs_exist_ok=True)
-    command = [MMSEARCH, "confirm", "--top", "2", "--seeds", "2", "--workers", "2"]
+    command = [str(MMSEARCH), "confirm", "--top", "2", "--seeds", "2", "--workers", "2"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -427,18 +428,17 @@ def test_more_seeds_train_what_is_missing_and_a_search_that_goes_on_is_exact(mms
 
 
 def test_what_cannot_be_confirmed_is_one_sentence(mmsearch: Run, workspace: Path) -> None:
-    for arguments, code, text in (
-        (("--seeds", 1), 2, "--seeds must be 2 at least, not 1"),
-        (("--top", 0), 2, "--top"),
-        (("--study-name", "nope"), 4, "there is no study nope"),
-        (("--study-name", "digits-confirm"), 2, "is no search"),
-        (("--seed", 5), 2, "was begun with study.seed = 0"),
-        (("--study-name", "x" * 99), 2, "too long for the name of a study"),
-    ):
-        assert text in mmsearch("confirm", *arguments, code=code).stderr
-    assert "is no search" in mmsearch("launch", "--study-name", "digits-confirm", code=2).stderr
-    assert "is no search" in mmsearch("worker", "--study-name", "digits-confirm", code=2).stderr
-    config = load_config(workspace / "studies" / "digits.toml", {"study.name": "empty"})
+    path = workspace / "studies" / "digits.toml"
+    cases: tuple[tuple[dict[str, Any], dict[str, Any], type[Exception], str], ...] = (
+        ({}, {"seeds": 1}, UsageError, "--seeds must be 2 at least, not 1"),
+        ({}, {"top": 0}, UsageError, "--top must be 1 at least, not 0"),
+        ({"study.name": "nope"}, {}, StorageError, "there is no study nope"),
+        ({"study.seed": 5}, {}, StudyMismatch, "was begun with study.seed = 0"),
+    )
+    for overrides, options, error, text in cases:
+        with pytest.raises(error, match=text):
+            confirm(load_config(path, overrides), **options)
+    config = load_config(path, {"study.name": "empty"})
     create_study(config, "data")[0].storage.engine.dispose()
     said = mmsearch("confirm", "--study-name", "empty", code=3).stderr
     assert said == "mmsearch: study empty: no trial is complete; `mmsearch launch` makes some\n"
@@ -447,7 +447,8 @@ def test_what_cannot_be_confirmed_is_one_sentence(mmsearch: Run, workspace: Path
 def test_what_failed_is_said_and_tried_at_the_next_run(mmsearch: Run, workspace: Path) -> None:
     body = """
     def before(trial):
-        if trial.system_attrs.get("mmsearch:seed") == 1_000_002 and not Path("failed").exists():
+        attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
+        if attrs.get("mmsearch:seed") == 1_000_002 and not Path("failed").exists():
             Path("failed").touch()
             raise RuntimeError("boom")
     """
@@ -458,13 +459,6 @@ def test_what_failed_is_said_and_tried_at_the_next_run(mmsearch: Run, workspace:
     again = mmsearch("confirm", "--top", 1, "--seeds", 3, "--workers", 1, env=env)
     assert "missing" not in again.stdout
     assert len(re.findall(r"trial \d+ started", again.stderr)) == 1
-
-
-def finished(folder: Path, url: str) -> int:
-    try:
-        return count(repeated(folder, **{"study.storage": url})).finished
-    except Exception:  # it is being made
-        return 0
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -67,9 +67,12 @@ def test_the_demo_test_rows_are_never_trained_on(workspace: Path) -> None:
 def test_retraining_prints_what_it_wrote(workspace: Path) -> None:
     said = (workspace / "retrain-best.out").read_text()
     metrics = json.loads((best(workspace) / "metrics.json").read_text())
-    assert f"macro F1    {metrics['test']['macro_f1']:.4f} on 1000 test rows" in said
-    for name in ("both", "image alone", "audio alone"):
-        assert re.search(rf"^{name} +0\.\d{{4}}", said, re.M)
+    low, high = metrics["test"]["macro_f1_interval"]
+    assert f"macro F1    {metrics['test']['macro_f1']:.4f} [{low:.4f}, {high:.4f}] on 1000 test rows" in said
+    for name in ("both", "image alone", "audio alone", "shuffled", "fusion gain"):
+        assert re.search(rf"^{name} +-?0\.\d{{4}} \[", said, re.M)
+    assert f"temperature {metrics['calibration']['temperature']:.3f}, fitted on 80 validation rows" in said
+    assert "exports     safetensors, pt2, onnx: the same labels" in said
 
 
 def test_a_bundle_reloads_and_predicts_the_same(workspace: Path) -> None:

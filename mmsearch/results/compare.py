@@ -12,13 +12,13 @@ from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import UsageError
 from mmsearch.hyperparameters import TABLE
 from mmsearch.results.standing import Point, Standing, standing
-from mmsearch.results.statistics import holm, welch_p
+from mmsearch.results.statistics import CONFIDENCE, holm, welch_p
 from mmsearch.search.fingerprint import DEFAULTS, INIT, find, words
 from mmsearch.search.study import open_study
 
 # Of a fingerprint: which rows validate. Values on other rows do not compare.
 SPLIT = ("study.seed", *(name for name in DEFAULTS if name.startswith("data.")))
-SIGNIFICANT = 0.05
+SIGNIFICANT = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _load_onnx(path: Path) -> Exported:
 def _described(path: Path, text: str | bytes | None) -> str:
     """What a file says of its model; raises `BundleError` where it says nothing."""
     if text is None:
-        raise BundleError(f"{path}: not made by retrain-best: it does not say what it was trained on")
+        raise BundleError(f"{path}: not made by retrain-best, or damaged: it does not say what it was trained on")
     return text if isinstance(text, str) else text.decode("utf-8", "replace")
 
 

@@ -40,7 +40,8 @@ class Box:
     @property
     def lines(self) -> list[str]:
         """The details, as lines."""
-        return textwrap.wrap(", ".join(self.details), LETTERS)
+        unbroken = (said.replace(" ", "\xa0") for said in self.details)
+        return textwrap.wrap(", ".join(unbroken), LETTERS)
 
     @property
     def height(self) -> int:
@@ -183,7 +184,7 @@ def _parts(module: nn.Module, name: str) -> Iterator[str]:
     for own, child in module.named_children():
         if isinstance(child, CONTAINERS):
             yield from _parts(child, f"{name}.{own}")
-        elif not isinstance(child, nn.Identity):
+        elif counts(child) or next(child.children(), None) is not None:
             yield f"{name}.{own}"
 
 

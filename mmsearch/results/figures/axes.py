@@ -76,7 +76,7 @@ class Axis:
         if self.choices is not None:
             return [float(place) for place in range(len(self.choices))], [in_text(choice) for choice in self.choices]
         values = _log_ticks(self.low, self.high, most) if self.log else _ticks(self.low, self.high, most, self.whole)
-        return [self.place(value) for value in values], [f"{value:g}" for value in values]
+        return [self.place(value) for value in values], [_tick(value) for value in values]
 
 
 def axes_of(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
@@ -130,6 +130,14 @@ def in_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _tick(value: float) -> str:
+    """A number as a label, short: 1e-4, not 0.0001."""
+    if value and abs(value) < 0.001:
+        digits, _, power = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:g}"
 
 
 def _ticks(low: float, high: float, most: int, whole: bool) -> list[float]:

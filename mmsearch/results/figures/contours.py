@@ -25,7 +25,7 @@ LEAST_VALUES = 4  # of each of its parameters
 GRID = 40
 LEVELS = 12
 NEAR = 2.5  # kernel widths from a trial, beyond which nothing is known
-WIDTHS = (0.06, 0.09, 0.13, 0.18, 0.25)  # of the kernel, as shares of the axes
+WIDTHS = (0.09, 0.13, 0.18, 0.25)  # of the kernel, as shares of the axes
 MOST_TRIALS = 500
 
 Floats = npt.NDArray[np.float64]
@@ -39,20 +39,17 @@ def contours(searched: Searched, found: Importances | None) -> Figure | None:
     pairs = [(pair, held) for pair in tried if (held := _both(pair, every))][:PAIRS_OF]
     if not pairs:
         return None
-    plot = make_subplots(1, len(pairs), horizontal_spacing=0.11 if len(pairs) > 1 else 0.1)
+    plot = make_subplots(1, len(pairs), horizontal_spacing=0.16 if len(pairs) > 1 else 0.1)
     edge = worst_shown([value for _, value in every], searched.sign)
     best = max(searched.sign * value for _, value in every) * searched.sign
     if edge == best:
         return None
     low, high = min(edge, best), max(edge, best)
-    colours = {"colorscale": SEQUENTIAL, "cmin": low, "cmax": high, "reversescale": searched.sign < 0}
-    bar = {"title": {"text": searched.words.split(" (")[0], "side": "right"}, "thickness": 14, "outlinewidth": 0}
-    plot.update_layout(coloraxis={**colours, "colorbar": bar})
     for column, ((across, up), held) in enumerate(pairs, 1):
         _draw_pair(plot, across, up, thinned(held, MOST_TRIALS, [searched.best]), searched, (low, high), column)
     caption = (
-        "The mean of the trials around each point, weighted by their distance, as it best foretells each trial from the "
-        "others. Dots are trials in the colour of their own value, the star is the best. Where no trial is near, "
+        "The mean of the trials around each point, weighted by their distance, as it best foretells each trial from "
+        "the others. Dots are trials in the colour of their own value, the star is the best. Where no trial is near, "
         "nothing is drawn. Other parameters vary too."
     )
     if found is not None and found.doubt:
@@ -81,12 +78,22 @@ def _draw_pair(
     low, high = limits
     points = np.array([[_share(axis, trial.params[axis.name]) for axis in (across, up)] for trial, _ in dots])
     values = np.array([min(max(value, low), high) for _, value in dots])
-    surface = smooth(points, values)
+    surface, middle = smooth(points, values), (low + high) / 2
     plot.add_contour(
         x=numbers(np.linspace(*across.span, GRID).tolist()),
         y=numbers(np.linspace(*up.span, GRID).tolist()),
         z=[[None if math.isnan(value) else number(value) for value in row] for row in surface.tolist()],
-        coloraxis="coloraxis",
+        colorscale=SEQUENTIAL,
+        reversescale=searched.sign < 0,
+        zmin=low,
+        zmax=high,
+        showscale=column == 1,
+        colorbar={
+            "title": {"text": searched.words.split(" (")[0], "side": "right"},
+            "tickvals": Axis("", low, high).ticks(6)[0],
+            "thickness": 14,
+            "outlinewidth": 0,
+        },
         contours={"start": low, "end": high, "size": (high - low) / LEVELS},
         line={"width": 0},
         hovertemplate="about %{z:.4f}<extra></extra>",
@@ -103,10 +110,13 @@ def _draw_pair(
         mode="markers",
         marker={
             "color": numbers(value for _, value in dots),
-            "coloraxis": "coloraxis",
+            "colorscale": SEQUENTIAL,  # its own: plotly.js 4.1 hangs where a contour shares a coloraxis with marks
+            "reversescale": searched.sign < 0,
+            "cmin": low,
+            "cmax": high,
             "symbol": ["star" if trial is searched.best else "circle" for trial, _ in dots],
             "size": [15 if trial is searched.best else 7 for trial, _ in dots],
-            "line": {"color": "#ffffff", "width": 1},
+            "line": {"color": [_outline(searched.sign * (value - middle)) for value in values], "width": 1},
         },
         showlegend=False,
         cliponaxis=False,
@@ -119,6 +129,11 @@ def _draw_pair(
         ticks, texts = axis.ticks(5)
         scale = {"range": axis.span, "tickvals": ticks, "ticktext": texts, "showgrid": False}
         update(title=short_name(axis.name, 32) + (" (log)" if axis.log else ""), **scale, row=1, col=column)
+
+
+def _outline(above: float) -> str:
+    """The colour of a mark's outline, which stands on the colour of values like its own: yellow, or else blue."""
+    return "#1c2430" if above > 0 else "#ffffff"
 
 
 def _share(axis: Axis, value: Any) -> float:

@@ -31,7 +31,7 @@ DIMENSIONS = 50  # to which embeddings are brought before t-SNE, as van der Maat
 PERPLEXITY = 30.0  # at most; of few rows a third of them
 ENDS = 8  # restarts of K-means
 LABELLED = 16  # classes up to which each is named in the plot
-ACROSS = 7  # classes in a line of the legend, where there are more
+ACROSS = 6  # classes in a line of the legend, where there are more
 NEIGHBOURS = 10  # of a point, by which the place of a class's name is found
 APART = 0.05  # of the plot's extent, between two names
 SYMBOLS = (
@@ -157,6 +157,7 @@ def _pair(
     plot = make_subplots(
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=("true class", "K-means cluster")
     )
+    few = len(np.unique(labels)) <= LABELLED
     rows = [plain(scored.row(position)) for position in positions.tolist()]
     for column, groups in ((1, labels), (2, own)):
         for group in np.unique(groups).tolist():
@@ -165,7 +166,7 @@ def _pair(
                 x=flat[member, 0],
                 y=flat[member, 1],
                 mode="markers",
-                name=plain(classes[group], 18),
+                name=plain(classes[group], 18 if few else 14),
                 legendgroup=str(group),
                 showlegend=column == 1,
                 marker={**marker(group), "size": 7, "opacity": 0.85},
@@ -176,17 +177,21 @@ def _pair(
                 row=1,
                 col=column,
             )  # fmt: skip
-    shown = np.unique(labels)
-    for group, (x, y) in label_places(flat, labels).items() if len(shown) <= LABELLED else ():
+    for group, (x, y) in label_places(flat, labels).items() if few else ():
         text = f"<b>{plain(classes[group], 12)}</b>"
         plot.add_annotation(x=x, y=y, text=text, templateitemname="label", visible=True, row=1, col=1)
     plot.update_xaxes(title="t-SNE dimension 1 (no unit)", zeroline=False, showticklabels=False, ticks="")
     plot.update_yaxes(zeroline=False, showticklabels=False, ticks="")
     plot.update_yaxes(title="t-SNE dimension 2 (no unit)", row=1, col=1)
-    below = -(-len(shown) // ACROSS) if len(shown) > LABELLED else 0  # lines of the legend, where it is too long
-    plot.update_layout(legend={"font": {"size": 11}}, margin={"t": 40})
+    below = 0 if few else -(-len(np.unique(labels)) // ACROSS)  # lines of a legend that is too long to stand beside
+    plot.update_layout(legend={"font": {"size": 12}, "tracegroupgap": 0}, margin={"t": 40})
     if below:
-        beside = {"orientation": "h", "entrywidth": 1 / ACROSS, "entrywidthmode": "fraction", "font": {"size": 10}}
+        beside = {
+            "orientation": "h",
+            "entrywidth": 0.98 / (ACROSS + 1),
+            "entrywidthmode": "fraction",
+            "font": {"size": 10},
+        }
         plot.update_layout(legend={**beside, "x": 0, "y": -0.12, "yanchor": "top"}, margin={"b": 70 + 20 * below})
     reads = bundle.members[0].model.fusion.reads == "tokens" and name != "fused"
     agree = float((own == labels).mean())

@@ -30,7 +30,7 @@ STRIP = 0.07  # share of the height that the failed trials get, below the others
 
 @dataclass(frozen=True)
 class _Scale:
-    """The axis of values: `edge` is the worst that is drawn in its place, and `ends` the range, `beyond` it included."""
+    """The axis of values: its ends, the worst value that is drawn in its place, and how many lie beyond that."""
 
     edge: float
     ends: tuple[float, float]
@@ -192,8 +192,7 @@ def _caption(searched: Searched, scale: _Scale) -> str:
     if scale.beyond:
         side = "below" if searched.sign > 0 else "above"
         text += (
-            f" {plural(scale.beyond, 'trial')} {'lies' if scale.beyond == 1 else 'lie'} {side} "
-            f"{in_words(searched.metrics[0], scale.edge)}, and {'is' if scale.beyond == 1 else 'are'} marked at the edge."
+            f" {plural(scale.beyond, 'trial')} {side} {in_words(searched.metrics[0], scale.edge)} drawn at the edge."
         )
     if searched.best is None:
         text += " No trial is complete" + (" within the constraints." if searched.constraints else ".")

@@ -13,7 +13,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from mmsearch.results.figures.axes import Axis
 from mmsearch.results.figures.style import BLUE, GREY, VERMILLION, Figure
-from mmsearch.results.figures.trials import Searched, numbers, value_of, worst_shown
+from mmsearch.results.figures.trials import Searched, number, numbers, value_of, worst_shown
 from mmsearch.results.statistics import CONFIDENCE, Interval
 from mmsearch.search.progress import plural
 from mmsearch.search.values import in_words
@@ -35,32 +35,27 @@ Floats = npt.NDArray[np.float64]
 class Importance:
     """One parameter: the share of the variance that it explains, with its bootstrap interval (95 %).
 
-    `chance` is the share that it would be given, in 19 of 20 cases, were the values dealt out to the trials at random.
     `trials` is to how many trials it applied.
     """
 
     name: str
     share: float
     interval: Interval
-    chance: float
     trials: int
-
-    @property
-    def clear(self) -> bool:
-        """Whether it stands out from chance."""
-        return self.interval[0] > self.chance
 
 
 @dataclass(frozen=True)
 class Importances:
     """All parameters, the most important first, from so many trials.
 
-    `edge` is the value as which worse ones count, and `beyond` how many did. `doubt` says why the trials are too few
-    to tell; None where they are enough.
+    `chance` is the share that the most important of them would be given at most, in 19 of 20 cases, were the values
+    dealt out to the trials at random. `edge` is the value as which worse ones count, and `beyond` how many did. `doubt`
+    says why the trials are too few to tell; None where they are enough.
     """
 
     rows: tuple[Importance, ...]
     trials: int
+    chance: float
     edge: float
     beyond: int
     doubt: str | None
@@ -102,15 +97,15 @@ def importances(searched: Searched) -> Importances | None:
         return None
     shares = found[held, :-1] / variance[held]
     low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    chance = np.quantile(dealt[:, :-1], CONFIDENCE, axis=0) / variance[held].mean()
+    chance = float(np.quantile(dealt[:, :-1].max(1), CONFIDENCE) / variance[held].mean())
     met = np.isfinite(rows).sum(0)
     made = [
-        Importance(axis.name, float(s), (float(a), float(b)), float(c), int(n))
-        for axis, s, a, b, c, n in zip(axes, shares.mean(0), low, high, chance, met, strict=True)
+        Importance(axis.name, float(share), (float(start), float(end)), int(applied))
+        for axis, share, start, end, applied in zip(axes, shares.mean(0), low, high, met, strict=True)
     ]
     made.sort(key=lambda row: -row.share)
     beyond = sum(searched.sign * value < searched.sign * edge for _, value in known)
-    return Importances(tuple(made), len(known), edge, beyond, _doubt(made, len(known)))
+    return Importances(tuple(made), len(known), chance, edge, beyond, _doubt(made, chance, len(known)))
 
 
 def encode(axes: Sequence[Axis], params: Sequence[Mapping[str, Any]]) -> Floats:
@@ -195,7 +190,7 @@ def _between(bins: npt.NDArray[np.int64], said: Floats) -> float:
     return float(applies.mean()) * max(0.0, between - within * (len(mean) - 1) / count.sum())
 
 
-def _doubt(rows: Sequence[Importance], trials: int) -> str | None:
+def _doubt(rows: Sequence[Importance], chance: float, trials: int) -> str | None:
     """Why the trials are too few, if they are.
 
     With fewer than two a parameter, most parameters hardly vary while others stay as they are. And where none of them
@@ -203,7 +198,7 @@ def _doubt(rows: Sequence[Importance], trials: int) -> str | None:
     """
     if trials < 2 * len(rows):
         return f"{plural(trials, 'trial')} for {plural(len(rows), 'parameter')}, less than two for each"
-    if not any(row.clear for row in rows):
+    if rows[0].share <= chance:
         return "no parameter stands out from what chance would make of it"
     return None
 
@@ -213,8 +208,8 @@ def importance_figure(searched: Searched, found: Importances) -> Figure:
     shown = found.rows[:MOST_SHOWN]
     names = [row.name for row in shown]
     plot = go.Figure()
-    for clear, colour, name in ((True, BLUE, "stands out from chance"), (False, GREY, "does not")):
-        rows = [row for row in shown if row.clear == clear]
+    for clear, colour, name in ((True, BLUE, "stands out from chance"), (False, GREY, "may be chance")):
+        rows = [row for row in shown if (row.share > found.chance) == clear]
         if rows:
             plot.add_bar(
                 orientation="h",
@@ -233,14 +228,14 @@ def importance_figure(searched: Searched, found: Importances) -> Figure:
                 "applied to %{customdata[0]} trials<extra></extra>",
             )
     plot.add_scatter(
-        x=numbers(100 * row.chance for row in shown),
-        y=names,
-        mode="markers",
-        marker={"symbol": "line-ns-open", "color": VERMILLION, "size": 14, "line": {"width": 2}},
-        name="what chance would give it",
-        hovertemplate="%{y}: by chance at most %{x:.1f} %<extra></extra>",
+        x=[number(100 * found.chance)] * 2,
+        y=[names[0], names[-1]],
+        mode="lines",
+        line={"color": VERMILLION, "dash": "dash", "width": 1.5},
+        name="the most that chance gives to any",
+        hovertemplate="by chance at most %{x:.1f} %<extra></extra>",
     )
-    most = max(100 * max(row.interval[1], row.chance) for row in shown)
+    most = 100 * max(found.chance, *(row.interval[1] for row in shown))
     plot.update_layout(
         barmode="overlay",
         bargap=0.3,
@@ -274,7 +269,8 @@ def _caption(searched: Searched, found: Importances) -> str:
     text += (
         f"How much of the variance over the space each parameter explains by itself (functional ANOVA on a forest, "
         f"{plural(found.trials, 'trial')}; pruned ones count with their last value). Bars of error are 95 % bootstrap "
-        "intervals; what parameters do together is not shown."
+        "intervals; the dashed line is the most that any parameter is given when the same values are dealt out at random "
+        "(19 of 20 cases). What parameters do together is not shown."
     )
     if len(searched.metrics) > 1:
         text += " Only the leading metric is shown."

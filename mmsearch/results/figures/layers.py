@@ -84,8 +84,8 @@ def layer_table(bundle: Bundle) -> list[dict[str, Any]]:
 
 def counts(module: nn.Module) -> bool:
     """Whether a module is a layer: it has no parts, or parameters of its own; what does nothing is none."""
-    leaf = next(module.children(), None) is None
-    return own_parameters(module) > 0 or (leaf and not isinstance(module, nn.Identity))
+    idle = isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and not module.p)
+    return own_parameters(module) > 0 or (next(module.children(), None) is None and not idle)
 
 
 def own_parameters(module: nn.Module) -> int:

@@ -58,6 +58,9 @@ def learning_curves(searched: Searched) -> Figure | None:
         _draw_others(plot, others, name, column)
         _draw_best(plot, leaders, name, column)
         _scale(plot, list(known.values()), leaders, name, column)
+    if leaders:
+        line = {"color": GREY, "width": 1.6, "dash": "dot"}
+        plot.add_scatter(x=[None], y=[None], mode="lines", line=line, name="the same, training", legendrank=1900)
     plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, margin={"t": 80})
     return Figure(
         "learning_curves",
@@ -120,7 +123,7 @@ def _draw_others(plot: go.Figure, others: Sequence[Curves], name: str, column: i
             y=y,
             mode="lines",
             line={"color": GREY, "width": 1},
-            opacity=0.45,
+            opacity=0.55,
             name="other trials, validation",
             legendgroup="others",
             legendrank=2000,

@@ -117,7 +117,7 @@ def _add_axes(plot: go.Figure, axes: Sequence[Axis], absent: bool) -> None:
     for place, axis in enumerate(axes):
         low, high = axis.span
         plot.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": GREY, "width": 1.5})
-        for tick, text in zip(*axis.ticks(6 if axis.numeric else 99), strict=True):
+        for tick, text in zip(*axis.ticks(6), strict=True):
             plot.add_annotation(
                 x=place,
                 y=(tick - low) / (high - low),
@@ -126,10 +126,10 @@ def _add_axes(plot: go.Figure, axes: Sequence[Axis], absent: bool) -> None:
                 xanchor="left",
                 xshift=4,
                 font={"size": 11},
-                bgcolor="rgba(128,128,128,0.18)",
-                borderpad=1,
+                templateitemname="label",
+                visible=True,
             )
-        name = axis.name.replace(".", ".<br>").replace("_", "_") if "." in axis.name else axis.name.replace(" ", "<br>")
+        name = axis.name.replace(".", ".<br>") if "." in axis.name else axis.name.replace(" ", "<br>")
         plot.add_annotation(
             x=place,
             y=0,

@@ -136,5 +136,5 @@ def _indexed(values: Bytes, size: tuple[int, int], stops: Sequence[tuple[int, ..
     image = Image.fromarray(values).resize(size, Image.Resampling.BOX)
     ends, places = np.linspace(0, 1, len(stops)), np.linspace(0, 1, CLEAR)
     table = np.stack([np.interp(places, ends, [stop[part] for stop in stops]) for part in range(3)], axis=1)
-    image.putpalette(np.rint(table).astype(int).ravel().tolist())
+    image.putpalette([*np.rint(table).astype(int).ravel().tolist(), 0, 0, 0])  # the last is CLEAR
     return image

@@ -129,7 +129,7 @@ def _card(
                 "domain": (1 - (under + PLANE[1]) / height, 1 - under / height),
                 "anchor": f"x{number}",
                 "range": (y0, y1),
-                "nticks": 4,
+                "nticks": 6,
                 "title": {"text": up, "font": {"size": 10}, "standoff": 4},
             },
         }

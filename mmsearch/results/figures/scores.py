@@ -56,7 +56,7 @@ def confusion_figure(scored: Scored) -> Figure:
             f"{counts[i, j]:,}" + (f"<br>{_percent(share[i, j])}" if shared else "")
             for i, j in zip(true, said, strict=True)
         ],
-        textfont={"size": 12 if shared else 10},
+        textfont={"size": 16 if len(classes) <= 5 else 12 if shared else 10},
         hovertext=[
             f"{plain(classes[i])} taken for {plain(classes[j])}: {counts[i, j]:,} rows, {_percent(share[i, j])}"
             for i, j in zip(true, said, strict=True)
@@ -216,7 +216,7 @@ def modalities_figure(metrics: Mapping[str, Any]) -> Figure | None:
             hovertext=f"{name}: {said}",
             hoverinfo="text",
         )
-        plot.add_annotation(x=1.03, y=place, text=said, showarrow=False, xanchor="left", xref="x", yref="y")
+        plot.add_annotation(x=0.76, y=place, text=said, showarrow=False, xanchor="left", xref="paper", yref="y")
     plot.update_xaxes(title="macro F1", range=(0, 1.0), domain=(0, 0.74), dtick=0.2)
     names = [name for name, _, _ in parts]
     plot.update_yaxes(**places(names), title="what the model is given", range=(len(parts) - 0.4, -0.6))

@@ -60,11 +60,11 @@ def slices(searched: Searched, found: Importances | None) -> Figure | None:
     rng = np.random.default_rng(0)
     for place, axis in enumerate(axes):
         row, column = place // COLUMNS + 1, place % COLUMNS + 1
-        held = [shown for shown in drawn if axis.name in shown[0].params]
+        held = [shown for shown in drawn if axis.name in shown[0].params and shown[0] is not searched.best]
         for kind in ("pruned", "violating", "complete"):
             _add(plot, axis, kind, held, searched, edge, rng, row, column)
         if searched.best is not None and axis.name in searched.best.params:
-            shown = [shown for shown in held if shown[0].number == searched.best.number]
+            shown = [shown for shown in drawn if shown[0] is searched.best]
             _add(plot, axis, "complete", shown, searched, edge, rng, row, column, best=True)
         _scale(plot, axis, row, column)
     plot.update_yaxes(range=padded(min(edge, best), max(edge, best), 0.08), nticks=5)
@@ -142,7 +142,7 @@ def _add_legend(plot: go.Figure, kinds: set[Kind | None], searched: Searched) ->
 
 def _scale(plot: go.Figure, axis: Axis, row: int, column: int) -> None:
     low, high = axis.span
-    ticks, texts = axis.ticks(5 if axis.numeric else 99)
+    ticks, texts = axis.ticks(4)
     scale: dict[str, Any] = {"tickvals": ticks, "ticktext": texts}
     if axis.log:
         scale |= {"type": "log", "tickvals": [10**tick for tick in ticks]}

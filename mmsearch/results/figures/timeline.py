@@ -71,7 +71,7 @@ def timeline(searched: Searched) -> Figure | None:
         xaxis={"title": f"time since the start{without} ({unit})", "range": [0, total / seconds * 1.01 or 1]},
         yaxis={"tickvals": [*range(rows)], "ticktext": labels[:rows], "range": [rows - 0.4, -0.6], "showgrid": False},
         legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0},
-        margin={"t": 80 if found else 60},
+        margin={"t": 76 if found else 40},
     )
     plot.update_yaxes(title="worker" if rows > 1 else None)
     height = max(240, 150 + min(34, 720 // rows) * rows)
@@ -81,9 +81,10 @@ def timeline(searched: Searched) -> Figure | None:
 
 
 def bars_of(trials: Sequence[FrozenTrial]) -> tuple[list[Bar], list[str]]:
-    """A bar for each trial that was begun, and the names of the rows; what runs still ends with the latest that is known.
+    """A bar for each trial that was begun, and the names of the rows.
 
-    Workers with one number on one host, such as those of one launch and the next, share a row unless they overlap.
+    What still runs ends with the latest moment that is known. Workers with one number on one host, such as those of
+    one launch and the next, share a row unless they overlap.
     """
     begun = [(trial, kind, began) for trial in trials if (kind := kind_of(trial)) and (began := trial.datetime_start)]
     if not begun:

@@ -19,7 +19,7 @@ from mmsearch.results.report.content import (
     paragraph,
     table,
 )
-from mmsearch.results.report.material import Material
+from mmsearch.results.report.material import Material, shown
 from mmsearch.results.report.model import KINDS
 from mmsearch.results.report.words import count, interval, metric, score, value
 
@@ -104,7 +104,8 @@ def reproduction(material: Material) -> Section:
     done.append(searched.command("report") + (" --ablate" if material.ablation is not None else ""))
     versions = searched.versions()
     blocks: list[Block] = [
-        paragraph("The study as it was run is ", Code(str(config.paths.study_file)), ". These commands make it all:"),
+        paragraph("The study as it was run is ", Code(shown(config, config.paths.study_file)), "."),
+        paragraph("These commands make it all:"),
         Commands(tuple(done)),
         paragraph(
             f"All seeds derive from the study's seed, {config.study.seed}, and from the numbers of the trials. A trial "

@@ -20,7 +20,7 @@ from mmsearch.results.confirm import Confirmation, confirmation_of
 from mmsearch.results.figures.model import layer_table, model_figures
 from mmsearch.results.figures.search import search_figures
 from mmsearch.results.report.content import Code, Text
-from mmsearch.results.report.material import Material, Model, Rows, Searched
+from mmsearch.results.report.material import Material, Model, Rows, Searched, shown
 from mmsearch.search.study import OpenStudy, count
 from mmsearch.training.device import choose_device
 
@@ -165,7 +165,7 @@ def outdated(metrics: dict[str, Any], searched: Searched, confirmation: Confirma
 
 
 def _model(bundle: Bundle, dataset: Dataset | None, config: StudyConfig) -> Model:
-    folder = bundle.folder.relative_to(Path(config.study.folder).resolve().parent).as_posix()
+    folder = shown(config, bundle.folder)
     layers = tuple(layer_table(bundle))
     if dataset is None:
         return Model(bundle.metrics, folder, layers=layers)

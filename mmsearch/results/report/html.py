@@ -28,6 +28,7 @@ from mmsearch.results.report.content import (
 )
 from mmsearch.results.report.parts import beside
 from mmsearch.results.report.references import REFERENCES
+from mmsearch.results.report.words import NONE
 
 # No network at all: what a page of somebody else's names could ask for is refused. Some of plotly's figures are
 # compiled in the browser, which is what unsafe-eval allows.
@@ -168,7 +169,8 @@ def _table(table: Table, number: int) -> str:
     for row in table.rows:
         cells = []
         for at, cell in enumerate(row):
-            text = f"<code>{escape(cell.text)}</code>" if table.columns[at].code and cell.text else escape(cell.text)
+            code = table.columns[at].code and cell.text not in ("", NONE)
+            text = f"<code>{escape(cell.text)}</code>" if code else escape(cell.text)
             cells.append(f"<td{attributes(at, cell.best)}>{text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return (

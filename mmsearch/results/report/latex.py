@@ -29,12 +29,13 @@ from mmsearch.results.report.content import (
 )
 from mmsearch.results.report.parts import beside
 from mmsearch.results.report.references import REFERENCES
+from mmsearch.results.report.words import NONE
 
 TEXT_WIDTH = 450.0  # points, of 160 mm
 GAP = 8.0  # points between two columns
 SIZES = (("footnotesize", 4.5), ("scriptsize", 4.0), ("tiny", 3.3))  # and the points that a sign takes, at most
 LEAST_SIGNS = 12  # of a column of text that is folded
-PAGE_PIXELS = 900  # of a figure as wide as the page
+PAGE_PIXELS = 1000  # of a figure as wide as the page
 LONG_WORD, CUT = 30, 15  # signs: a longer word may break after each so many
 
 
@@ -200,8 +201,8 @@ def _table(table: Table) -> str:
 
 
 def _cell(cell: Cell, column: Column) -> str:
-    if column.code:
-        return rf"\texttt{{{_broken(cell.text)}}}" if cell.text else ""
+    if column.code and cell.text not in ("", NONE):
+        return rf"\texttt{{{_broken(cell.text)}}}"
     text = re.sub(r"(?<![\w.])-(?:\{\})?(?=\d)", "$-$", _plain(cell.text))  # a minus, not a hyphen
     return rf"\textbf{{{text}}}" if cell.best and text else text
 

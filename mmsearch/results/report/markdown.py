@@ -23,6 +23,7 @@ from mmsearch.results.report.content import (
     Tiles,
 )
 from mmsearch.results.report.references import REFERENCES
+from mmsearch.results.report.words import NONE
 
 
 def render_markdown(report: Report, pictures: str | None, missing: str | None = None) -> str:
@@ -114,7 +115,8 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = []
         for column, cell in zip(table.columns, row, strict=True):
-            text = _code(cell.text).replace("|", r"\|") if column.code and cell.text else _plain(cell.text)
+            code = column.code and cell.text not in ("", NONE)
+            text = _code(cell.text).replace("|", r"\|") if code else _plain(cell.text)
             cells.append(f"**{text}**" if cell.best and text else text)
         body.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *body))

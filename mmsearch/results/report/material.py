@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -199,3 +200,8 @@ class Material:
     model: Model | None
     models: int
     doubts: tuple[Text, ...]
+
+
+def shown(config: StudyConfig, path: Path) -> str:
+    """A file of a study as a report names it: from the storage folder on, not from the root of somebody's disk."""
+    return path.resolve().relative_to(Path(config.study.folder).resolve().parent).as_posix()

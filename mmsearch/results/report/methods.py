@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset
@@ -41,12 +42,13 @@ def methods(material: Material) -> Section:
 def _data(material: Material) -> Iterator[Block]:
     config, dataset, rows = material.searched.config, material.dataset, material.rows
     if dataset is None or rows is None:
-        yield paragraph("The data set is ", Code(config.data.source), ", which was not there when this was written.")
+        name = Path(config.data.source).name
+        yield paragraph("The data set is ", Code(name), ", which was not there when this was written.")
         yield paragraph(*_division(config, None))
         return
     shapes = dataset.shapes
     if dataset.rate is None:
-        audio = f"{shapes.audio[0]} frames of {shapes.audio[1]} coefficients"
+        audio = f"audio of {shapes.audio[0]} frames of {shapes.audio[1]} coefficients"
     else:
         audio = f"a waveform of {count(shapes.audio[0], 'sample')} at {count(dataset.rate)} Hz"
     named = list(dataset.classes[:NAMED_CLASSES])
@@ -55,10 +57,10 @@ def _data(material: Material) -> Iterator[Block]:
     layout = () if dataset.layout == dataset.source else (f" (layout {dataset.layout})",)
     yield paragraph(
         "The data set is ",
-        Code(dataset.source),
+        Code(Path(dataset.source).name),
         *layout,
-        f": {count(rows.training + rows.held_back, 'training row')}{sampled}, {_test_words(rows)}. A row is an image "
-        f"of {shapes.image[1]} x {shapes.image[2]} pixels in {plural(shapes.image[0], 'channel')} and {audio}, and "
+        f": {count(rows.training + rows.held_back, 'training row')}{sampled}{_test_words(rows)}. A row is an image "
+        f"of {shapes.image[1]} x {shapes.image[2]} pixels in {plural(shapes.image[0], 'channel')} with {audio}, and "
         f"belongs to one of {len(dataset.classes)} classes: {', '.join(named)}{more}.",
     )
     if dataset.skipped:
@@ -69,8 +71,8 @@ def _data(material: Material) -> Iterator[Block]:
 
 def _test_words(rows: Rows) -> str:
     if not rows.test:
-        return "and no test rows"
-    return f"and {count(rows.test, 'test row')}" + ("" if rows.test_has_labels else ", whose labels are not known")
+        return " and no test rows"
+    return f" and {count(rows.test, 'test row')}" + ("" if rows.test_has_labels else " whose labels are not known")
 
 
 def _division(config: StudyConfig, rows: Rows | None) -> Text:
@@ -102,10 +104,9 @@ def _repeats(dataset: Dataset, rows: Rows) -> Text:
     images, recordings = rows.repeats
     if min(images, recordings) == rows.training:
         return ("No image and no recording occurs twice in the training rows.",)
-    kind = "recordings" if dataset.rate is not None else "audio rows"
     return (
         f"The {count(rows.training)} training rows are made of {count(images)} different images and "
-        f"{count(recordings)} different {kind}.",
+        f"{count(recordings)} different recordings.",
     )
 
 
@@ -130,7 +131,7 @@ def _space(config: StudyConfig) -> Iterator[Block]:
         f"trained with {options('optimizer.name')}, the learning rate schedule {options('schedule.name')} and the loss "
         f"{options('loss.name')}.",
     )
-    yield paragraph(f"{count(len(varying), 'hyperparameter')} {'is' if len(varying) == 1 else 'are'} searched:")
+    yield paragraph(f"{count(len(varying), 'hyperparameter')} {'is' if len(varying) == 1 else 'are'} searched.")
     rows = [
         (name, _over(dimension), _scale(dimension), setting(dimension.default), _condition(config, name))
         for name, dimension in varying.items()
@@ -198,7 +199,7 @@ def _protocol(material: Material) -> Iterator[Block]:
     )
     judged = "test" if rows is None else rows.scored_on
     how = {
-        "test": "The model is then scored on the test rows, which nothing before has looked at.",
+        "test": "The model is then scored on the test rows, which the search has not looked at.",
         "held_back": "The test rows have no labels: the model is then scored on the rows that were kept back.",
         "training": "No labelled rows are left to test on: the model's scores are of the rows that it was trained on, "
         "and say nothing of new ones.",

@@ -22,7 +22,7 @@ from mmsearch.results.report.material import Material, Model
 from mmsearch.results.report.words import NONE, count, interval, listed, score, setting, share
 
 CLASSES = 50  # that are listed; of more, those with the lowest F1
-THRESHOLDS = 10  # of confidence that are listed
+COVERAGES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5)  # shares of rows with an answer that are listed
 
 KINDS = {
     "test": "test rows",
@@ -39,11 +39,11 @@ ACCOUNT = (
 )
 # Which figures stand in which part, by what their names begin with; all others stand in the last.
 PLACES = {
-    "scores": ("confusion", "per_class", "classes", "report"),
-    "calibration": ("reliability", "confidence", "calibration", "abstention", "coverage"),
-    "modalities": ("modal", "account", "fusion"),
-    "examples": ("mistakes", "samples", "examples", "spectrogram"),
-    "embeddings": ("embedding", "tsne", "cluster"),
+    "scores": ("confus", "per_class"),
+    "calibration": ("reliability", "coverage"),
+    "modalities": ("modalities",),
+    "examples": ("mistakes", "sample"),
+    "embeddings": ("embedding", "clusters"),
 }
 
 
@@ -79,7 +79,8 @@ def _made(held: Model) -> tuple[str | Code, ...]:
     metrics = held.metrics
     members = metrics["members"]
     data = metrics["data"]
-    words = f"{metrics['chosen']['sentence'].rstrip('.')}. "
+    sentence = metrics["chosen"]["sentence"].rstrip(".")
+    words = f"{sentence[:1].upper()}{sentence[1:]}. "
     if len(members) > 1:
         trials = listed([str(member["trial"]) for member in members])
         words += f"The model is an ensemble of {len(members)}, of trials {trials}, whose probabilities are averaged. "
@@ -151,8 +152,8 @@ def _calibration(held: Model) -> Iterator[Block]:
     curve = held.metrics.get("abstention") or []
     if curve:
         rows = [
-            [f"{point['threshold']:.4f}", share(round(point["coverage"], 4)), score(point["accuracy"])]
-            for point in _spread(curve)
+            [f"{point['threshold']:.6g}", share(round(point["coverage"], 4)), score(point["accuracy"])]
+            for point in _steps(curve)
         ]
         columns = (Column("threshold", "right"), Column("coverage", "right"), Column("accuracy of the rest", "right"))
         yield table(
@@ -163,12 +164,14 @@ def _calibration(held: Model) -> Iterator[Block]:
         )
 
 
-def _spread(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most so many points of a curve, evenly apart, the first and the last among them."""
-    if len(curve) <= THRESHOLDS:
-        return curve
-    places = [round(i * (len(curve) - 1) / (THRESHOLDS - 1)) for i in range(THRESHOLDS)]
-    return [curve[place] for place in places]
+def _steps(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points of a curve at which the coverage last was one of `COVERAGES` or more; each once."""
+    found: list[dict[str, Any]] = []
+    for least in COVERAGES:
+        point = max((point for point in curve if point["coverage"] >= least), key=lambda point: point["threshold"])
+        if point not in found:
+            found.append(point)
+    return found
 
 
 def _modalities(held: Model) -> Iterator[Block]:
@@ -205,7 +208,9 @@ def _layers(held: Model) -> Iterator[Block]:
         return
     names = list(held.layers[0])
     numbers = {name for name in names if all(isinstance(layer[name], int | float) for layer in held.layers)}
-    columns = [Column(name, "right" if name in numbers else "left", code=name in ("layer", "name")) for name in names]
+    columns = [
+        Column(name.replace("_", " "), "right" if name in numbers else "left", code=name == "name") for name in names
+    ]
     rows = [
         [count(cell) if isinstance(cell := layer[name], int) else setting(cell) or NONE for name in names]
         for layer in held.layers

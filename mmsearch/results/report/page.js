@@ -1,13 +1,10 @@
 "use strict";
-// Draws the figures for the page's scheme and width, and again where one of the two changes.
+// Draws the figures in the page's colours, at the size at which they are to be read, and again for another scheme.
 (() => {
   const templates = JSON.parse(document.getElementById("templates").textContent);
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const onPaper = matchMedia("print");
   const touched = matchMedia("(pointer: coarse)").matches;
-  const LEAST = 600; // pixels; on a narrower page a figure is moved sideways instead of squeezed
-  const PAPER = 680; // pixels across a printed page
   const boxes = [...document.querySelectorAll("figure[data-figure]")];
   const button = document.querySelector(".switch");
   let printing = false;
@@ -16,69 +13,54 @@
 
   function draw(box) {
     const held = JSON.parse(box.querySelector("script").textContent);
-    const { width, height } = box.dataset;
-    const space = printing ? PAPER : Math.max(box.clientWidth, LEAST);
     const layout = {
       ...held.layout,
       template: templates[printing ? "light" : scheme()],
-      width: Math.min(Number(width), space),
-      height: Number(height),
+      width: Number(box.dataset.width),
+      height: Number(box.dataset.height),
       uirevision: "kept",
     };
     if (touched) layout.dragmode = false; // else a finger on a figure could not move the page
-    const config = { displaylogo: false, responsive: false };
-    return Plotly.react(box.querySelector(".plot"), held.data, layout, config);
+    return Plotly.react(box.querySelector(".plot"), held.data, layout, { displaylogo: false });
   }
 
   let round = 0;
   async function drawAll() {
     const mine = ++round;
+    delete root.dataset.drawn;
     for (const box of boxes) {
-      if (mine !== round) return; // a later change has begun anew
       await draw(box);
       await new Promise((done) => setTimeout(done, 0)); // the page stays at hand meanwhile
+      if (mine !== round) return; // a later change has begun anew
     }
     root.dataset.drawn = scheme();
   }
 
-  function label() {
+  function change() {
     button.textContent = scheme() === "dark" ? "Light page" : "Dark page";
+    drawAll();
+  }
+
+  function paper(is) {
+    if (printing === is || (is && scheme() === "light")) return;
+    printing = is;
+    round += 1;
+    boxes.forEach(draw);
   }
 
   button.hidden = false;
   button.addEventListener("click", () => {
     root.dataset.scheme = scheme() === "dark" ? "light" : "dark";
-    label();
-    drawAll();
+    change();
   });
-  dark.addEventListener("change", () => {
-    label();
-    drawAll();
-  });
-  function paper(is) {
-    if (printing === is) return;
-    printing = is;
-    round += 1;
-    boxes.forEach(draw);
-  }
+  dark.addEventListener("change", change);
   addEventListener("beforeprint", () => paper(true));
   addEventListener("afterprint", () => paper(false));
-  onPaper.addEventListener("change", (event) => paper(event.matches));
-
-  let wide = innerWidth;
-  let waiting;
-  addEventListener("resize", () => {
-    if (innerWidth === wide) return; // a phone's bars come and go
-    wide = innerWidth;
-    clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 150);
-  });
 
   const contents = document.querySelector(".contents details");
-  const beside = matchMedia("(min-width: 84rem)");
+  const beside = matchMedia("(min-width: 80rem)");
   const unfold = () => { contents.open = beside.matches; };
   beside.addEventListener("change", unfold);
   unfold();
-  label();
-  drawAll();
+  change();
 })();

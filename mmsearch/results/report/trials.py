@@ -15,6 +15,7 @@ from mmsearch.results.report.content import (
     Code,
     Column,
     Commands,
+    Link,
     Picture,
     Section,
     Text,
@@ -50,6 +51,7 @@ def found(material: Material) -> Section:
     """What the search found."""
     searched = material.searched
     blocks: list[Block] = [paragraph(*_best(searched)), _top(searched), _configurations(searched)]
+    blocks.append(paragraph("All trials are in ", Link("trials.csv", "trials.csv"), ", beside this report."))
     if len(searched.metrics) > 1:
         blocks.insert(1, paragraph(_front(searched)))
     blocks += [Picture(figure) for figure in material.search_figures]
