@@ -46,9 +46,12 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours without what would change mmsearch's behaviour; every warning is an error, in workers too."""
+    """Ours without what would change mmsearch's behaviour; every warning is an error, in workers too.
+
+    Threads that wait give their core away: tests run side by side.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MMSEARCH_", "OPTUNA_", "PYTHON"))}
-    return {**kept, "PYTHONWARNINGS": "error", **extra}
+    return {**kept, "PYTHONWARNINGS": "error", "OMP_WAIT_POLICY": "PASSIVE", **extra}
 
 
 @pytest.fixture

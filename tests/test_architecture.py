@@ -37,11 +37,7 @@ FLOORS = (
 )
 FLOOR = {name: -height for height, names in enumerate(FLOORS) for name in names}
 
-# All that imports both Optuna and torch, anywhere. Meant for search/objective.py alone; the others, and why:
-BOTH = {
-    "search.objective",
-    "results.retrain",  # Optuna only for the type of a trial
-}
+BOTH = {"search.objective"}  # all that imports both Optuna and torch, anywhere
 
 
 def sources() -> dict[str, Path]:

@@ -58,7 +58,8 @@ def section(card: str, title: str) -> str:
 
 
 def rendered(card: str) -> str:
-    return MarkdownIt("commonmark").enable("table").render(card)
+    html: str = MarkdownIt("commonmark").enable("table").render(card)
+    return html
 
 
 def test_the_card_of_a_bundle_is_the_one_in_its_folder(case: Case, workspace: Path) -> None:

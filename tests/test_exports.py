@@ -190,14 +190,14 @@ def test_the_same_model_leaves_the_same_files(small: tuple[Bundle, Split], tmp_p
 
 
 def test_rows_of_another_range_and_type_are_brought_to_that_of_training(made: Made) -> None:
-    image, sound = made.split.image, made.split.audio
+    image, sound = np.asarray(made.split.image, np.uint8), np.asarray(made.split.audio, np.int16)
     expected = made.bundle.probabilities(made.split)
     forms = [load_predictor(made.bundle.folder / form) for form in FORMS]
-    for given in (
+    for pixels, samples in (
         (image / 255, sound.astype(np.float32) / 32768),
         (image.astype(np.int64), sound[..., 0].astype(np.int32) * 65536),
     ):
-        split = rows_from_arrays(*given, trained())
+        split = rows_from_arrays(pixels, samples, trained())
         for predictor in forms:
             np.testing.assert_allclose(predictor.probabilities(split), expected, atol=TOLERANCE)
     eight = rows_from_arrays(image, (sound[..., 0] // 256 + 128).astype(np.uint8), trained())
@@ -403,8 +403,8 @@ def test_every_combination_of_families_is_exported(image: str, audio: str, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", alternatives())
-@pytest.mark.parametrize("images", [IMAGES, (3, 5, 7)])
-def test_every_option_is_exported(name: str, images: tuple[int, int, int], tmp_path: Path) -> None:
+def test_every_option_is_exported(name: str, tmp_path: Path) -> None:
+    images = (3, 11, 7)
     split = replace(rows(16, images=images), audio=RNG.normal(size=(16, 20, 5)).astype(np.float32), audio_scale=1.0)
     seen = replace(trained(images), shapes=Shapes(images, (20, 5), 3), rate=None, audio_scale=1.0)
     bundle = saved(tmp_path, split, seen, *alternatives()[name])

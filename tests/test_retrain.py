@@ -135,6 +135,7 @@ def test_without_a_confirmation_the_best_is_taken_and_the_way_to_one_is_told(ope
     plan = make_plan(opened, trial=None, rule=None, ensemble=1, calibrate=False)
     assert (plan.trial.number, plan.by, plan.confirmed) == (by_value(opened)[0], "best", None)
     assert "mmsearch confirm" in str(plan.hint)
+    assert make_plan(opened, trial=None, rule="best", ensemble=1, calibrate=False).hint is None
 
 
 def test_a_confirmed_winner_is_taken_for_the_median_of_its_epochs(opened: OpenStudy) -> None:
@@ -213,6 +214,7 @@ def test_an_ensemble_is_the_mean_of_its_members(mmsearch: Run, workspace: Path) 
 
     with (best / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert bundle.abstain_below is not None
     kept = [row for row in rows if row["abstained"] == "false"]
     assert len(kept) == round(scores["kept"]["coverage"] * len(rows))
     assert np.mean([row["label"] == row["predicted"] for row in kept]) == pytest.approx(scores["kept"]["accuracy"])

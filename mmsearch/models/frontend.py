@@ -47,7 +47,8 @@ class Power(nn.Module):
     def forward(self, waves: Tensor) -> Tensor:
         """The squared magnitude of the windowed frames' Fourier transform."""
         spectrum = torch.fft.rfft((self.cut(waves) * self.hann).double(), self.fft)
-        return (spectrum.real.square() + spectrum.imag.square()).float()
+        found: Tensor = spectrum.real.square() + spectrum.imag.square()
+        return found.float()
 
 
 class STFT(nn.Module):

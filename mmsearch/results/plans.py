@@ -102,7 +102,7 @@ def make_plan(opened: OpenStudy, *, trial: int | None, rule: str | None, ensembl
         members,
         by,
         _why(opened, by, trials, confirmation),
-        _hint(opened, by, confirmation),
+        _hint(opened, confirmation) if trial is None and rule is None else None,
         confirmation,
         sum(member.epochs for member in members) * folds if calibrate else 0,
     )
@@ -191,13 +191,14 @@ def _why(opened: OpenStudy, by: str, trials: list[FrozenTrial], confirmation: Co
     return f"{text}; with {'trial' if len(others) == 1 else 'trials'} {_listed(others)} as an ensemble"
 
 
-def _hint(opened: OpenStudy, by: str, confirmation: Confirmation | None) -> str | None:
+def _hint(opened: OpenStudy, confirmation: Confirmation | None) -> str | None:
+    """What to do about a choice that nobody made."""
     command = opened.config.command("confirm")
-    if confirmation is not None and by == "confirmed" and confirmation.stale:
+    if confirmation is None:
+        return f"the best of many trials may be a lucky one; this checks it on fresh seeds: {command}"
+    if confirmation.stale:
         more = plural(confirmation.now - confirmation.finished, "trial")
         return f"the search has finished {more} since trial {confirmation.choice} was confirmed; again: {command}"
-    if confirmation is None and by == "best":
-        return f"the best of many trials may be a lucky one; this checks it on fresh seeds: {command}"
     return None
 
 

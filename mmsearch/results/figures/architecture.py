@@ -130,7 +130,8 @@ def architecture_figure(bundle: Bundle) -> Figure:
         alternative="; ".join(
             f"{name}: {' → '.join(box.title for box in boxes)}"
             for name, boxes in (("image", drawn.image), ("audio", drawn.audio), ("both", drawn.both))
-        ),
+        )
+        + ".",
     )
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mmsearch.results.figures.anova import Importances
 from mmsearch.results.figures.axes import Axis, in_text
-from mmsearch.results.figures.importance import Importances
 from mmsearch.results.figures.space import by_importance, short_name
 from mmsearch.results.figures.style import SEQUENTIAL, Figure
 from mmsearch.results.figures.trials import Searched, Shown, number, numbers, thinned, worst_shown
@@ -125,9 +125,9 @@ def _draw_pair(
         row=1,
         col=column,
     )
-    for axis, update in ((across, plot.update_xaxes), (up, plot.update_yaxes)):
-        ticks, texts = axis.ticks(5)
-        scale = {"range": axis.span, "tickvals": ticks, "ticktext": texts, "showgrid": False}
+    for axis, most, update in ((across, 4, plot.update_xaxes), (up, 6, plot.update_yaxes)):
+        ticks, texts = axis.ticks(most)
+        scale = {"range": axis.span, "tickvals": ticks, "ticktext": texts, "tickangle": 0, "showgrid": False}
         update(title=short_name(axis.name, 32) + (" (log)" if axis.log else ""), **scale, row=1, col=column)
 
 

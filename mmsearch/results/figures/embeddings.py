@@ -32,7 +32,7 @@ PERPLEXITY = 30.0  # at most; of few rows a third of them
 ENDS = 8  # restarts of K-means
 LABELLED = 16  # classes up to which each is named in the plot
 ACROSS = 6  # classes in a line of the legend, where there are more
-NEIGHBOURS = 10  # of a point, by which the place of a class's name is found
+NEAR = 0.3  # of a class's rows: among so many lies its name
 APART = 0.05  # of the plot's extent, between two names
 SYMBOLS = (
     "circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "bowtie",
@@ -217,7 +217,8 @@ def label_places(flat: Floats, labels: Index) -> dict[int, tuple[float, float]]:
     A class whose place is taken has none.
     """
     tree, extent = cKDTree(flat), np.maximum(np.ptp(flat, axis=0), 1e-9)
-    reach, near = tree.query(flat, k=min(NEIGHBOURS, len(flat)))
+    typical = len(flat) / len(np.unique(labels))
+    reach, near = tree.query(flat, k=[*range(1, 2 + round(NEAR * typical))])
     same = (labels[near] == labels[:, None]).mean(1)
     found: dict[int, tuple[float, float]] = {}
     for group in np.unique(labels).tolist():

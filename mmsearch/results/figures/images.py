@@ -40,19 +40,18 @@ def write_images(
     wanted = [(figure, form, folder / f"{figure.name}.{form}") for figure in figures for form in formats]
     if not wanted:
         return []
-    drawing = _Drawing([(themed(figure, scheme), form) for figure, form, _ in wanted])
-    for _, _, path in wanted:
-        image = drawing.next(patience)
-        with replacing(path) as temporary:
-            temporary.write_bytes(image)
-    drawing.end()
+    with _Drawing([(themed(figure, scheme), form) for figure, form, _ in wanted], patience) as drawing:
+        for _, _, path in wanted:
+            image = drawing.next()
+            with replacing(path) as temporary:
+                temporary.write_bytes(image)
     return [path for *_, path in wanted]
 
 
 class _Drawing:
     """A browser that draws one image after the other, in a thread of its own: the caller may run an event loop."""
 
-    def __init__(self, plots: Sequence[tuple[Any, Format]]) -> None:
+    def __init__(self, plots: Sequence[tuple[Any, Format]], patience: float) -> None:
         try:
             import kaleido
             from kaleido.errors import ChromeNotFoundError
@@ -66,35 +65,33 @@ class _Drawing:
             named = os.environ.get("BROWSER_PATH")
             where = f"BROWSER_PATH={named} is no program" if named else "none was found"
             raise MmsearchError(f"images of figures need a Chrome or Chromium, and {where}: {NEEDED}") from None
-        self._plots = plots
+        self._plots, self._patience = plots, patience
         self._made: queue.Queue[bytes | BaseException] = queue.Queue()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
-    def next(self, patience: float) -> bytes:
-        """The next image; raises `MmsearchError`, and ends the browser, where there is none within so many seconds."""
+    def __enter__(self) -> _Drawing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            self._thread.join(self._patience)  # it ends by itself
+        self._kill()
+
+    def next(self) -> bytes:
+        """The next image; raises `MmsearchError` where there is none within `patience` seconds."""
+        browser = self._browser._browser_impl.path
         try:
-            made = self._made.get(timeout=patience)
+            made = self._made.get(timeout=self._patience)
         except queue.Empty:
-            self._kill()
             raise MmsearchError(
-                f"the browser {self._path} has not drawn a figure within {patience:g} s, and was ended; "
+                f"the browser {browser} has not drawn a figure within {self._patience:g} s, and was ended; "
                 "BROWSER_PATH names another"
             ) from None
         if isinstance(made, BaseException):
-            self._kill()
-            text = " ".join(str(made).split()) or type(made).__name__
-            raise MmsearchError(f"the browser {self._path} draws no figures: {text}") from made
+            text = " ".join(str(made.args[0] if made.args else type(made).__name__).split()).rstrip(".")
+            raise MmsearchError(f"the browser {browser} draws no figures: {text}; BROWSER_PATH names another") from made
         return made
-
-    def end(self) -> None:
-        """Wait until the browser has ended."""
-        self._thread.join(PATIENCE_S)
-        self._kill()
-
-    @property
-    def _path(self) -> str:
-        return str(self._browser._browser_impl.path)
 
     def _run(self) -> None:
         try:

@@ -16,7 +16,17 @@ from optuna.trial import FrozenTrial
 from plotly.subplots import make_subplots
 
 from mmsearch.results.figures.style import BLUE, GREEN, GREY, OCHRE, PURPLE, VERMILLION, Figure
-from mmsearch.results.figures.trials import KINDS, Searched, kind_of, numbers, padded, thinned, value_of, worst_shown
+from mmsearch.results.figures.trials import (
+    KINDS,
+    Searched,
+    drawn_of,
+    kind_of,
+    numbers,
+    padded,
+    thinned,
+    value_of,
+    worst_shown,
+)
 from mmsearch.search.progress import plural
 
 BEST = 5
@@ -50,8 +60,9 @@ def learning_curves(searched: Searched) -> Figure | None:
     if not known:
         return None
     lead = searched.metrics[0]
-    names = (lead, "macro_f1" if lead == "loss" else "loss")
-    plot = make_subplots(1, 2, horizontal_spacing=0.1)
+    asked = (lead, "macro_f1" if lead == "loss" else "loss")
+    names = [name for name in asked if any(held.columns.get(f"valid_{name}") for held in known.values())]
+    plot = make_subplots(1, len(names), horizontal_spacing=0.1)
     leaders = [known[trial.number] for trial in best if trial.number in known]
     others = [held for number, held in known.items() if number not in {held.trial.number for held in leaders}]
     for column, name in enumerate(names, 1):
@@ -65,7 +76,7 @@ def learning_curves(searched: Searched) -> Figure | None:
     return Figure(
         "learning_curves",
         "Learning curves",
-        _caption(searched, len(known), len(every), leaders, list(known.values())),
+        _caption(searched, len(chosen), len(every), leaders, list(known.values())),
         plot,
         height=480,
         alternative=f"Curves of {plural(len(known), 'trial')}, the best {len(leaders)} in colour.",
@@ -189,13 +200,14 @@ def _scale(plot: go.Figure, known: Sequence[Curves], leaders: Sequence[Curves], 
 
 def _caption(searched: Searched, drawn: int, there: int, leaders: Sequence[Curves], known: Sequence[Curves]) -> str:
     text = "Lines are validation rows; dotted ones training rows, measured while they train, with dropout and "
-    text += "augmentation." if leaders else "augmentation; no trial is complete."
+    text += "augmentation."
+    if searched.best is None:
+        text += " No trial is complete" + (" within the constraints." if searched.constraints else ".")
+    elif len(leaders) > 1:
+        text += f" In colour: the best {len(leaders)}."
     if searched.folds > 1:
         text += f" Each epoch is the mean over those of the {searched.folds} folds that reached it."
     if any(not held.columns.get("train_loss") for held in known):
         text += " Of some trials only what they reported is known: their files are not here."
-    if there > drawn:
-        text += f" Of {plural(there, 'trial')} {drawn} are drawn."
-    if len(leaders) == BEST:
-        text += f" In colour: the best {BEST}."
+    text += drawn_of(drawn, there)
     return text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from mmsearch.results.figures.anova import Importances
 from mmsearch.results.figures.axes import Axis
-from mmsearch.results.figures.importance import Importances
 from mmsearch.results.figures.space import by_importance
 from mmsearch.results.figures.style import BLUE, GREY, OCHRE, VERMILLION, Figure
 from mmsearch.results.figures.trials import Searched, Shown, number, thinned, worst_shown
@@ -101,7 +102,7 @@ def _add_lines(
         text=told,
         mode="lines",
         line={"color": colour, "width": 3 if rank is None else 1 + 0.15 * rank},
-        opacity=1 if rank is None else 0.35 + 0.1 * rank,
+        opacity=1 if rank is None else 0.45 + 0.1 * rank,
         name=names.get(rank, "between"),
         showlegend=rank in names or rank == CLASSES // 2,
         hovertemplate="%{text}<extra></extra>",
@@ -109,40 +110,32 @@ def _add_lines(
 
 
 def _height(axis: Axis, value: object) -> float:
+    return _share(axis, axis.place(value))
+
+
+def _share(axis: Axis, place: float) -> float:
     low, high = axis.span
-    return (axis.place(value) - low) / (high - low)
+    return (place - low) / (high - low)
 
 
 def _add_axes(plot: go.Figure, axes: Sequence[Axis], absent: bool) -> None:
+    lines: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
     for place, axis in enumerate(axes):
-        low, high = axis.span
-        plot.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": GREY, "width": 1.5})
+        lines.append(
+            {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1.5}}
+        )
+        label = {"x": place, "xanchor": "left", "xshift": 4, "font": {"size": 11}}
+        label |= {"templateitemname": "label", "visible": True}
         for tick, text in zip(*axis.ticks(6), strict=True):
-            plot.add_annotation(
-                x=place,
-                y=(tick - low) / (high - low),
-                text=text,
-                showarrow=False,
-                xanchor="left",
-                xshift=4,
-                font={"size": 11},
-                templateitemname="label",
-                visible=True,
-            )
+            texts.append({"y": number(_share(axis, tick)), "text": text, **label})
         name = axis.name.replace(".", ".<br>") if "." in axis.name else axis.name.replace(" ", "<br>")
-        plot.add_annotation(
-            x=place,
-            y=0,
-            yref="paper",
-            text=name + ("<br>(log)" if axis.log else ""),
-            showarrow=False,
-            yanchor="top",
-            font={"size": 11},
-        )
+        below = {"x": place, "y": 0, "yref": "paper", "yanchor": "top", "font": {"size": 11}, "showarrow": False}
+        texts.append({"text": name + ("<br>(log)" if axis.log else ""), **below})
     if absent:
-        plot.add_annotation(
-            x=-0.45, y=BOTTOM, text="does not<br>apply", showarrow=False, xanchor="left", font={"size": 10}
-        )
+        beside = {"x": -0.45, "y": BOTTOM, "xanchor": "left", "font": {"size": 10}, "showarrow": False}
+        texts.append({"text": "does not<br>apply", **beside})
+    plot.update_layout(shapes=lines, annotations=texts)  # at once: one by one, plotly checks all of them each time
 
 
 def _caption(searched: Searched, drawn: int, there: int, axes: int, of: int, edge: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
@@ -162,11 +163,10 @@ def _scale(plot: go.Figure, costs: list[float], words: str, row: int, column: in
     log = low > 0 and high >= WIDE * low
     if log:
         axis = Axis(words, low / 1.15, high * 1.15, log=True)
-        ticks, texts = axis.ticks()
-        texts = [f"{10**tick:,.4g}" if tick < 6 else text for tick, text in zip(ticks, texts, strict=True)]
-        scale = {"type": "log", "range": axis.span, "tickvals": [10**tick for tick in ticks], "ticktext": texts}
+        places = [10**tick for tick in axis.ticks()[0]]
+        scale: dict[str, Any] = {"type": "log", "range": axis.span, "tickvals": places, "tickformat": "~s"}
     else:
-        scale = {"range": padded(low, high), "nticks": 7}
+        scale = {"range": padded(low, high), "nticks": 7, "tickformat": "~s" if low >= 1 else None}
     plot.update_xaxes(title=words, **scale, row=row, col=column)
 
 

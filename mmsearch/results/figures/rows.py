@@ -106,10 +106,14 @@ def at(split: Split, positions: Index) -> Split:
 
 
 def plain(text: object, limit: int | None = None) -> str:
-    """A text of the user's as it may stand in a plot, where `<` and `&` mean something; cut to `limit` characters."""
+    """A text of the user's as it may stand in a plot, where `<` and `&` mean something.
+
+    What is longer than `limit` characters loses its middle: the end of a name tells it from others too.
+    """
     said = " ".join(str(text).split())
     if limit is not None and len(said) > limit:
-        said = said[: limit - 1].rstrip() + "…"
+        tail = (limit - 1) // 3
+        said = said[: limit - 1 - tail].rstrip() + "…" + said[len(said) - tail :].lstrip()
     return html.escape(said, quote=False)
 
 

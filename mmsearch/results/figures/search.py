@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from mmsearch.results.figures.anova import importances
 from mmsearch.results.figures.contours import contours
 from mmsearch.results.figures.history import history
-from mmsearch.results.figures.importance import importance_figure, importances
+from mmsearch.results.figures.importance import importance_figure
 from mmsearch.results.figures.learning import learning_curves
 from mmsearch.results.figures.parallel import parallel
 from mmsearch.results.figures.pareto import pareto

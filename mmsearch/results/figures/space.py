@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mmsearch.results.figures.anova import Importances
 from mmsearch.results.figures.axes import Axis
-from mmsearch.results.figures.importance import Importances
 from mmsearch.results.figures.style import VERMILLION, Figure
 from mmsearch.results.figures.trials import (
     KINDS,
@@ -33,7 +33,8 @@ COLUMNS = 4
 MOST_TRIALS = 600
 JITTER = 0.32  # to each side of a choice, which has a width of 1
 LABEL = 26  # letters of a parameter's name that fit under a panel
-ROOM = 30  # letters of all ticks that fit there
+ROOM = 26  # letters of all ticks that fit on one line there
+LONGEST = 13  # letters of a tick that fit where every other one is on a second line
 
 
 def by_importance(searched: Searched, found: Importances | None) -> list[Axis]:
@@ -143,22 +144,19 @@ def _add_legend(plot: go.Figure, kinds: set[Kind | None], searched: Searched) ->
 def _scale(plot: go.Figure, axis: Axis, row: int, column: int) -> None:
     low, high = axis.span
     ticks, texts = axis.ticks(4)
-    scale: dict[str, Any] = {"tickvals": ticks, "ticktext": texts}
+    scale: dict[str, Any] = {"tickvals": ticks, "ticktext": texts, "tickangle": 0}
     if axis.log:
         scale |= {"type": "log", "tickvals": [10**tick for tick in ticks]}
     if axis.numeric:
         room = (high - low) * 0.06
         scale |= {"range": [low - room, high + room]}
     else:
-        scale |= {"range": [-0.6, high + 0.6], "showgrid": False, "ticktext": [_short(text, texts) for text in texts]}
-        if sum(map(len, scale["ticktext"])) + len(texts) > ROOM:
-            scale |= {"tickangle": -35, "tickfont": {"size": 11}}
+        scale |= {"range": [-0.6, high + 0.6], "showgrid": False}
+        if sum(map(len, texts)) + 2 * len(texts) > ROOM:  # in turn on one line and the next
+            shown = [text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in texts]
+            shown = [f"<br>{text}" if place % 2 else text for place, text in enumerate(shown)]
+            scale |= {"ticktext": shown, "tickfont": {"size": 11}}
     plot.update_xaxes(title={"text": short_name(axis.name), "font": {"size": 12}}, **scale, row=row, col=column)
-
-
-def _short(text: str, all_of_them: Sequence[str]) -> str:
-    most = max(4, ROOM // len(all_of_them) + 4)
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def short_name(name: str, most: int = LABEL) -> str:

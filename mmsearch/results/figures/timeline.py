@@ -159,7 +159,7 @@ def _add_bars(plot: go.Figure, kind: Kind, bars: Sequence[Bar], seconds: float) 
         customdata=[
             f"trial {bar.first}" if bar.first == bar.last else f"trials {bar.first} to {bar.last}" for bar in bars
         ],
-        marker={"color": colour, "line": {"color": "rgba(255,255,255,0.75)", "width": 1}},
+        marker={"color": colour, "line": {"color": "#ffffff", "width": 0.5}},
         name=label,
         hovertemplate=f"%{{customdata}}, {label}<extra></extra>",
     )

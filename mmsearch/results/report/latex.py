@@ -114,7 +114,8 @@ def _cut(word: str) -> str:
 
 def _broken(text: str) -> str:
     """A name or a command, which may break after a dot, a slash or an underscore."""
-    return re.sub(r"(\.|/|\\_|=)(?=.)", r"\1\\allowbreak{}", escape_tex(unicodedata.normalize("NFC", text)))
+    escaped = escape_tex(unicodedata.normalize("NFC", text)).replace(r"\_", r"{\char95}")  # the font's own, not a rule
+    return re.sub(r"(\.|/|\{\\char95\}|=)(?=.)", r"\1\\allowbreak{}", escaped)
 
 
 def _text(text: Text) -> str:
@@ -197,7 +198,8 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = [_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)]
         lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\end{longtable}", "}"])
+    end = "}" if table.caption else r"\addtocounter{table}{-1}}"  # each longtable takes a number
+    return "\n".join([*lines, r"\end{longtable}", end])
 
 
 def _cell(cell: Cell, column: Column) -> str:
