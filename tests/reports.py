@@ -61,13 +61,12 @@ def trial(
             },
             **more.get("user_attrs", {}),
         },
+        constraints=more.get("constraints"),
         system_attrs={"mmsearch:owner": {"worker": f"{number % 2}-ab", "host": more.get("host", "one")}},
     )
     found.number = number
     found.datetime_start = BEGAN + timedelta(minutes=number)
     found.datetime_complete = None if state == TrialState.RUNNING else found.datetime_start + timedelta(seconds=90)
-    if "constraints" in more:
-        found.system_attrs["constraints"] = more["constraints"]
     return found
 
 

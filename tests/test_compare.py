@@ -346,7 +346,7 @@ def test_a_difference_that_is_more_than_noise(made: Standing) -> None:
     assert [contest.differs for contest in found.contests] == [True, False]
     assert found.contests[0].difference == pytest.approx(0.01)
     text = as_text(found)
-    assert "good is better than bad by 0.0100 over 5 fresh seeds each; Welch's t-test has p < 0.001: more than" in text
+    assert "good is ahead of bad by 0.0100 over 5 fresh seeds each; Welch's t-test has p < 0.001: more than" in text
     assert "no more than the luck of seeds may be" in text
     low, high = mean_interval(good) or (0, 0)
     assert f"0.9500 ({low:.4f} to {high:.4f})" in text

@@ -410,6 +410,7 @@ def test_the_same_seed_gives_the_same_values(workspace: Path) -> None:
     assert again.compared
 
 
+@pytest.mark.slow
 def test_more_seeds_train_what_is_missing_and_a_search_that_goes_on_is_exact(mmsearch: Run, workspace: Path) -> None:
     before = {t.number: t.values for t in repeated(workspace)}
     done = mmsearch("confirm", "--top", 2, "--seeds", 3, "--workers", 2)
@@ -444,6 +445,7 @@ def test_what_cannot_be_confirmed_is_one_sentence(mmsearch: Run, workspace: Path
     assert said == "mmsearch: study empty: no trial is complete; `mmsearch launch` makes some\n"
 
 
+@pytest.mark.slow
 def test_what_failed_is_said_and_tried_at_the_next_run(mmsearch: Run, workspace: Path) -> None:
     body = """
     def before(trial):
@@ -473,10 +475,10 @@ def test_stopped_and_killed_it_goes_on_and_trains_nothing_twice(
     mmsearch: Run, start: Start, tmp_path: Path, storage_url: str
 ) -> None:
     (tmp_path / "studies").mkdir(exist_ok=True)
-    (tmp_path / "studies" / "digits.toml").write_text(TINY)
+    (tmp_path / "studies" / "digits.toml").write_text(TINY.replace("[search]", '[search]\npruner = "none"'))
     env = {"MMSEARCH_STORAGE": storage_url}
     mmsearch("launch", "--study-name", "other", "--trials", 4, "--workers", 2, env=env)
-    command = ["confirm", "--study-name", "other", "--top", 3, "--seeds", 4, "--workers", 2]
+    command = ["confirm", "--study-name", "other", "--top", 3, "--seeds", 3, "--workers", 2]
     overrides = {"study.storage": storage_url, "study.name": "other"}
 
     def done() -> int:
@@ -490,14 +492,14 @@ def test_stopped_and_killed_it_goes_on_and_trains_nothing_twice(
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=120)
     assert running.returncode == 130, stderr
-    assert "go on with: mmsearch confirm --study-name other --top 3 --seeds 4 --prefer best --workers 2" in stderr
+    assert "go on with: mmsearch confirm --study-name other --top 3 --seeds 3 --prefer best --workers 2" in stderr
     stopped = done()
     killed = start(*command, env=env)
     wait_for(lambda: done() >= stopped + 2)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate(timeout=120)
     mmsearch(*command, env=env)
-    configurations = exactly(repeated(tmp_path, **overrides), 4)
+    configurations = exactly(repeated(tmp_path, **overrides), 3)
     assert configurations in (3, 4)
     assert mmsearch("status", "--study-name", "other", env=env).stdout.splitlines()[1].split()[1:4] == ["4", "of", "4"]
 

@@ -14,6 +14,7 @@ from test_report import HOSTILE
 
 from mmsearch.results.report.build import build
 from mmsearch.results.report.content import (
+    Block,
     Bullets,
     Cell,
     Code,
@@ -30,16 +31,8 @@ from mmsearch.results.report.content import (
 from mmsearch.results.report.latex import render_latex
 
 # Latin letters with all kinds of marks, of which the oldest fonts lack some; Greek, Cyrillic, Chinese, Arabic, a face.
-NAMES = (
-    HOSTILE,
-    "Ørsted Þór ðß ąęłőž «ja» „nein“ …–—",
-    "αβγ Ж 犬 كلب 🐶 e\u0301",
-    "x" * 90,
-    "=1+1",
-    "-0.5",
-    "",
-    "{}^~",
-)
+LETTERS = ("Ørsted Þór ðß ąęłőž «ja» „nein“ …–—", "αβγ Ж 犬 كلب 🐶 e\u0301")
+NAMES = (HOSTILE, *LETTERS, "x" * 90, "=1+1", "-0.5", "", "{}^~")
 OVERFULL_PT = 20
 
 
@@ -71,13 +64,11 @@ def pictures(folder: Path, *names: str) -> None:
 def test_names_of_all_kinds_compile(tmp_path: Path) -> None:
     pictures(tmp_path, "history")
     words = [Column("name"), Column("code", code=True), Column("a long title of numbers", "right")]
-    blocks = (
+    blocks: tuple[Block, ...] = (
         *(paragraph(name, " ", Code(name), " ", Link(name, "trials.csv?a_b=50%#x")) for name in NAMES),
         note(HOSTILE),
         Bullets(tuple((name,) for name in NAMES)),
-        Commands(
-            ("mmsearch launch studies/a_b.toml --storage 'postgresql://me@host/db' --data /" + "x" * 150, HOSTILE)
-        ),
+        Commands((f"mmsearch launch studies/a_b.toml --storage 'postgresql://me@host/db' --data /{'x' * 99}", HOSTILE)),
         table("names", HOSTILE, words, [[name, name, Cell(name, best=True)] for name in NAMES[3:]]),
         table("wide", "Wide.", [Column(f"column {at}", "right") for at in range(14)], [["0.123456"] * 14] * 90),
         table("texts", "Texts.", [Column(name) for name in ("a", "b", "c")], [["word " * 30] * 3] * 3),

@@ -167,7 +167,7 @@ def _outcome(contest: Contest) -> str:
     luck = "more than the luck of seeds" if contest.differs else "no more than the luck of seeds may be"
     p = "p < 0.001" if contest.p < 0.001 else f"p = {contest.p:.3f}"
     return (
-        f"{contest.better} is better than {contest.other} by {contest.difference:.4f} over {contest.seeds} fresh seeds "
+        f"{contest.better} is ahead of {contest.other} by {contest.difference:.4f} over {contest.seeds} fresh seeds "
         f"each; Welch's t-test has {p}: {luck}"
     )
 

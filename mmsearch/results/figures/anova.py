@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.ensemble import RandomForestRegressor
 
 from mmsearch.results.figures.axes import Axis
-from mmsearch.results.figures.trials import Searched, thinned, worst_shown
+from mmsearch.results.figures.trials import Searched, thinned, worst_counted
 from mmsearch.results.statistics import CONFIDENCE, Interval
 from mmsearch.search.progress import plural
 
@@ -68,7 +68,7 @@ def importances(searched: Searched) -> Importances | None:
       parameters are met only where they apply. Not applying is a value of its own to the trees; the difference that it
       makes belongs to the parent that decides it, and the parameter explains what it does where it applies.
     - Pruned trials count, with the last value that they reported.
-    - What lies far off counts as the edge of what is shown, else a few trials that diverged would explain all.
+    - Outliers count as the worst value that is none, else a few trials that diverged would explain all.
 
     Intervals are of trials drawn again with replacement. The same trials give the same numbers.
     """
@@ -76,7 +76,7 @@ def importances(searched: Searched) -> Importances | None:
     axes = [axis for axis in searched.axes.values() if any(axis.name in trial.params for trial, _ in known)]
     if len(known) < 2 or not axes:
         return None
-    edge = worst_shown([value for _, value in known], searched.sign)
+    edge = worst_counted([value for _, value in known], searched.sign)
     gains = np.array([max(searched.sign * value, searched.sign * edge) for _, value in known])
     if np.ptp(gains) <= 0:
         return None

@@ -224,7 +224,8 @@ def label_places(flat: Floats, labels: Index) -> dict[int, tuple[float, float]]:
     for group in np.unique(labels).tolist():
         member = np.flatnonzero(labels == group)
         best = member[np.lexsort((reach[member, -1], -same[member]))[0]]
-        x, y = np.median(flat[near[best][labels[near[best]] == group]], axis=0).tolist()
+        around = near[best][labels[near[best]] == group]  # of points on one place it need not hold `best`
+        x, y = np.median(flat[np.append(around, best)], axis=0).tolist()
         if all(np.abs((np.array((x, y)) - other) / extent).max() > APART for other in found.values()):
             found[group] = (x, y)
     return found

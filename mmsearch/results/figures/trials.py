@@ -122,18 +122,26 @@ def value_of(trial: FrozenTrial) -> float | None:
 def worst_shown(values: Sequence[float], sign: int) -> float:
     """Up to which value an axis is to reach, so that the better trials can be told apart.
 
-    It is the worst value; or, where that would leave less than half of the axis to the values within Tukey's fence
-    (a quarter's value and one and a half times the quarters' distance beyond), or a fifth to the better half within
-    its own, that fence.
+    It is `worst_counted`; or, where that would leave less than a tenth of the axis to the better half of the values,
+    what is `worst_counted` of that half.
+    """
+    worst = worst_counted(values, sign)
+    gains = np.sort(sign * np.asarray(values, dtype=np.float64))
+    half = worst_counted((sign * gains[len(gains) // 2 :]).tolist(), sign)
+    best = gains[-1]
+    return half if 0 < best - sign * half < 0.1 * (best - sign * worst) else worst
+
+
+def worst_counted(values: Sequence[float], sign: int) -> float:
+    """The worst value that is no outlier: the worst of all, or Tukey's fence where that halves the range.
+
+    The fence lies one and a half times the distance between the quartiles beyond the worse of them.
     """
     gains = np.sort(sign * np.asarray(values, dtype=np.float64))
-    best = gains[-1]
-    for kept, least in ((gains, 0.5), (gains[len(gains) // 2 :], 0.2)):
-        low, high = np.quantile(kept, [0.25, 0.75])
-        fence = max(low - 1.5 * (high - low), gains[0])
-        if len(kept) >= 4 and 0 < best - fence < least * (best - gains[0]):
-            return float(sign * fence)
-    return float(sign * gains[0])
+    best, worst = gains[-1], gains[0]
+    low, high = np.quantile(gains, [0.25, 0.75])
+    fence = low - 1.5 * (high - low)
+    return float(sign * (fence if 0 < best - fence < 0.5 * (best - worst) else worst))
 
 
 def padded(low: float, high: float, share: float = 0.05) -> tuple[float, float]:
