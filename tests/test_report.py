@@ -21,7 +21,7 @@ from test_dashboard import BROWSER_ARGUMENTS
 
 from mmsearch.config import load_config
 from mmsearch.data.sources import load_dataset
-from mmsearch.errors import DataError, MmsearchError
+from mmsearch.errors import DataError, MmsearchError, NoCompletedTrial, StudyMismatch
 from mmsearch.paths import ReportPaths
 from mmsearch.results.report import gather, write
 from mmsearch.results.report.build import build
@@ -429,21 +429,17 @@ def test_without_its_data_only_a_report_that_trains_nothing_is_made(quick: Path)
     assert found.model.figures == ()
 
 
-def test_what_is_wrong_is_one_sentence(mmsearch: Run, workspace: Path) -> None:
-    (workspace / "file").write_text("")
-    for arguments, code, word in (
-        (("--out", "file"), 2, "takes a folder"),
-        (("--study-name", "other"), 4, "there is no study other"),
-        (("--seed", "5"), 2, "was begun with"),
-        (("studies/none.toml",), 2, "no such study file"),
-    ):
-        done = mmsearch("report", *arguments, code=code)
-        assert word in done.stderr
-        assert len([line for line in done.stderr.splitlines() if line.startswith("mmsearch: ")]) == 1
-        assert done.stdout == ""
-    config = load_config(workspace / "studies" / "digits.toml", {"study.name": "empty"})
+def test_what_is_wrong_is_one_sentence(mmsearch: Run, quick: Path) -> None:
+    config = load_config("studies/digits.toml", {"study.name": "empty"})
     create_study(config, load_dataset(config).fingerprint)
-    assert "no trial is complete" in mmsearch("report", "--study-name", "empty", code=3).stderr
+    with pytest.raises(NoCompletedTrial, match="no trial is complete"):
+        write.make_report(config)
+    with pytest.raises(StudyMismatch, match="was begun with"):
+        write.make_report(load_config("studies/digits.toml", {"study.seed": 5}))
+    (quick / "file").write_text("")
+    done = mmsearch("report", "--out", "file", code=2)
+    assert done.stderr == "mmsearch: file is a file; --out takes a folder\n"
+    assert done.stdout == ""
 
 
 # In a browser.

@@ -32,7 +32,8 @@ PERPLEXITY = 30.0  # at most; of few rows a third of them
 ENDS = 8  # restarts of K-means
 LABELLED = 16  # classes up to which each is named in the plot
 ACROSS = 6  # classes in a line of the legend, where there are more
-NEAR = 0.3  # of a class's rows: among so many lies its name
+NEAR, LEAST = 0.3, 10  # share of a class's rows, and points, that are looked at around its name
+MOSTLY = 0.5  # of the points around a name are of its class
 APART = 0.05  # of the plot's extent, between two names
 SYMBOLS = (
     "circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "bowtie",
@@ -214,11 +215,11 @@ def _pair(
 def label_places(flat: Floats, labels: Index) -> dict[int, tuple[float, float]]:
     """Where the name of a class may stand among points (n, 2): where its own points lie thickest, clear of other names.
 
-    A class whose place is taken has none.
+    A class whose place is taken has none, and neither has one whose points lie nowhere among themselves.
     """
     tree, extent = cKDTree(flat), np.maximum(np.ptp(flat, axis=0), 1e-9)
     typical = len(flat) / len(np.unique(labels))
-    reach, near = tree.query(flat, k=[*range(1, 2 + round(NEAR * typical))])
+    reach, near = tree.query(flat, k=min(len(flat), max(LEAST, round(NEAR * typical))))
     same = (labels[near] == labels[:, None]).mean(1)
     found: dict[int, tuple[float, float]] = {}
     for group in np.unique(labels).tolist():
@@ -226,7 +227,8 @@ def label_places(flat: Floats, labels: Index) -> dict[int, tuple[float, float]]:
         best = member[np.lexsort((reach[member, -1], -same[member]))[0]]
         around = near[best][labels[near[best]] == group]  # of points on one place it need not hold `best`
         x, y = np.median(flat[np.append(around, best)], axis=0).tolist()
-        if all(np.abs((np.array((x, y)) - other) / extent).max() > APART for other in found.values()):
+        clear = all(np.abs((np.array((x, y)) - other) / extent).max() > APART for other in found.values())
+        if clear and same[best] >= MOSTLY:
             found[group] = (x, y)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmsearch.results.figures.style import Figure
 from mmsearch.results.markup import escape_tex
@@ -25,6 +25,7 @@ from mmsearch.results.report.content import (
     Section,
     Table,
     Text,
+    Tile,
     Tiles,
 )
 from mmsearch.results.report.parts import beside
@@ -33,9 +34,17 @@ from mmsearch.results.report.words import NONE
 
 TEXT_WIDTH = 450.0  # points, of 160 mm
 GAP = 8.0  # points between two columns
-SIZES = (("footnotesize", 4.5), ("scriptsize", 4.0), ("tiny", 3.3))  # and the points that a sign takes, at most
-LEAST_SIGNS = 12  # of a column of text that is folded
+SIZES = (("footnotesize", 4.5), ("scriptsize", 4.0))  # and the points that a sign takes, at most
+FOLDED_TEXT, FOLDED_NUMBER = 12, 24  # signs: columns that are wider may be folded
 PAGE_PIXELS = 1000  # of a figure as wide as the page
+BREAKS = "./_= "  # signs that a line may end after, in typewriter letters
+# Those have every sign of ASCII at its place, but two quotes; {} keeps two hyphens from becoming a dash.
+TYPED = {
+    **{sign: rf"{{\char{ord(sign)}}}" for sign in "\\{}_&%#$~^"},
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "-": "-{}",
+}
 LONG_WORD, CUT = 30, 15  # signs: a longer word may break after each so many
 
 
@@ -82,16 +91,21 @@ def _block(block: Block, pictures: str | None) -> Iterator[str]:
         case Bullets(items):
             yield "\n".join([r"\begin{itemize}", *(rf"\item {_text(item)}" for item in items), r"\end{itemize}"])
         case Commands(lines):
-            shown = " \\\\\n".join(rf"\texttt{{{_broken(line)}}}" for line in lines)
+            shown = " \\\\\n".join(_broken(line) for line in lines)
             yield f"\\begin{{flushleft}}\\small\n{shown}\n\\end{{flushleft}}"
         case Tiles(items):
-            rows = tuple((Cell(tile.label), Cell(tile.value, True), Cell(tile.detail)) for tile in items)
-            yield _table(Table("", (), (Column(""), Column("", "right"), Column("")), rows))
+            yield _tiles(items)
         case Table():
-            yield _table(block)
+            yield from _tables(block)
         case Picture(figure):
             if pictures is not None:
                 yield _figure(figure, pictures)
+
+
+def _tiles(items: tuple[Tile, ...]) -> str:
+    lines = [rf"{_plain(tile.label)} & \textbf{{{_plain(tile.value)}}} & {_plain(tile.detail)} \\" for tile in items]
+    top, bottom = r"\begin{tabular}{@{}lrp{0.45\linewidth}@{}}\toprule", r"\bottomrule\end{tabular}"
+    return "\n".join([r"\begin{center}", top, *lines, bottom, r"\end{center}"])
 
 
 def _caution(text: str) -> str:
@@ -113,9 +127,15 @@ def _cut(word: str) -> str:
 
 
 def _broken(text: str) -> str:
-    """A name or a command, which may break after a dot, a slash or an underscore."""
-    escaped = escape_tex(unicodedata.normalize("NFC", text)).replace(r"\_", r"{\char95}")  # the font's own, not a rule
-    return re.sub(r"(\.|/|\{\\char95\}|=)(?=.)", r"\1\\allowbreak{}", escaped)
+    """A name or a command in typewriter letters, which may break after a dot, a slash or an underscore."""
+    text = re.sub(r"[\x00-\x20\x7f]+", " ", unicodedata.normalize("NFC", text))
+    parts, run = [], 0
+    for sign in text:
+        run = 0 if sign in BREAKS else run + 1
+        breaks = (sign != " " and not run) or run == CUT
+        parts.append(TYPED.get(sign, sign) + (r"\allowbreak{}" if breaks else ""))
+        run %= CUT
+    return rf"\texttt{{{''.join(parts)}}}"
 
 
 def _text(text: Text) -> str:
@@ -125,12 +145,12 @@ def _text(text: Text) -> str:
 def _piece(piece: Piece) -> str:
     match piece:
         case Code(text):
-            return rf"\texttt{{{_broken(text)}}}"
+            return _broken(text)
         case Link(text, url):
             address = re.sub(r"([%#&_~^{}\\])", r"\\\1", url)
             return rf"\href{{{address}}}{{{_plain(text)}}}"
         case Cite(key):
-            return rf"(\hyperlink{{ref-{key}}}{{{_plain(REFERENCES[key].label)}}})"
+            return rf"(\protect\hyperlink{{ref-{key}}}{{{_plain(REFERENCES[key].label)}}})"
         case _:
             return _plain(piece)
 
@@ -143,32 +163,33 @@ class _Layout:
     columns: tuple[str, ...]
 
 
-def _layout(table: Table) -> _Layout:
-    """The largest letters with which it fits the page; columns of text fold where none does."""
+def _layout(table: Table) -> _Layout | None:
+    """The largest letters with which it fits the page; long columns fold where none does. None: it does not fit."""
     widths = [
         max([*map(len, _words(column.title)), *(len(row[at].text) for row in table.rows)], default=0)
         for at, column in enumerate(table.columns)
     ]
-    gaps = GAP * (len(widths) - 1)
     sides = ["r" if column.align == "right" else "l" for column in table.columns]
-    for size, points in SIZES[:2]:
-        if sum(widths) * points + gaps <= TEXT_WIDTH:
-            return _Layout(size, tuple(sides))
-    folding = [at for at, side in enumerate(sides) if side == "l" and widths[at] > LEAST_SIGNS]
+    page = TEXT_WIDTH - GAP * (len(widths) - 1)
     for size, points in SIZES:
-        rest = TEXT_WIDTH - gaps - points * sum(width for at, width in enumerate(widths) if at not in folding)
-        if folding and rest >= LEAST_SIGNS * points * len(folding):
+        if sum(widths) * points <= page:
+            return _Layout(size, tuple(sides))
+    folding = {at for at, side in enumerate(sides) if widths[at] > (FOLDED_TEXT if side == "l" else FOLDED_NUMBER)}
+    for size, points in SIZES:
+        rest = page - points * sum(width for at, width in enumerate(widths) if at not in folding)
+        if folding and rest >= FOLDED_TEXT * points * len(folding):
             total = sum(widths[at] for at in folding)
-            shares = {at: max(LEAST_SIGNS * points, rest * widths[at] / total) for at in folding}
-            shrink = min(1.0, rest / sum(shares.values()))
+            least = FOLDED_TEXT * points
+            shares = {at: least + (rest - least * len(folding)) * widths[at] / total for at in folding}
+            ragged = {"l": r"\raggedright", "r": r"\raggedleft"}
             return _Layout(
                 size,
                 tuple(
-                    rf">{{\raggedright\arraybackslash}}p{{{shares[at] * shrink:.0f}pt}}" if at in shares else side
+                    rf">{{{ragged[side]}\arraybackslash}}p{{{shares[at]:.0f}pt}}" if at in shares else side
                     for at, side in enumerate(sides)
                 ),
             )
-    return _Layout(SIZES[-1][0], tuple(sides))
+    return None
 
 
 def _words(title: str) -> list[str]:
@@ -182,29 +203,49 @@ def _words(title: str) -> list[str]:
     return lines
 
 
-def _table(table: Table) -> str:
+def _tables(table: Table) -> Iterator[str]:
+    """The table; or as many as it takes for its columns to fit the page, each with the first column."""
     layout = _layout(table)
+    if layout is not None:
+        yield _table(table, layout)
+        return
+    first, rest = 1, len(table.columns)
+    while first < rest:
+        part, layout, last = None, None, rest
+        while layout is None and last > first:
+            at = [0, *range(first, last)]
+            part = replace(
+                table,
+                name=table.name if first == 1 else f"{table.name}-{first}",
+                columns=tuple(table.columns[place] for place in at),
+                rows=tuple(tuple(row[place] for place in at) for row in table.rows),
+                caption=table.caption if first == 1 else (*table.caption, " Continued."),
+            )
+            layout, last = _layout(part), last - 1
+        assert part is not None
+        yield _table(part, layout or _Layout(SIZES[-1][0], tuple("l" * len(part.columns))))
+        first = last + 1
+
+
+def _table(table: Table, layout: _Layout) -> str:
     heads = []
     for column, spec in zip(table.columns, layout.columns, strict=True):
         lines = [_plain(line) for line in _words(column.title)]
-        folded = len(lines) > 1 and spec in "lr"
         stacked = r"\\".join(lines)
-        heads.append(rf"\shortstack[{spec}]{{{stacked}}}" if folded else " ".join(lines))
-    top = [r"\toprule", *([" & ".join(heads) + r" \\", r"\midrule"] if any(heads) else [])]
+        heads.append(rf"\shortstack[{spec}]{{{stacked}}}" if len(lines) > 1 and spec in "lr" else " ".join(lines))
+    top = [r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
     lines = [f"{{\\{layout.size}", rf"\begin{{longtable}}{{@{{}}{''.join(layout.columns)}@{{}}}}"]
-    if table.caption:
-        lines += [rf"\caption{{{_text(table.caption)}}}\label{{table-{table.name}}}\\"]
+    lines += [rf"\caption{{{_text(table.caption)}}}\label{{table-{table.name}}}\\"]
     lines += [*top, r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endlastfoot"]
     for row in table.rows:
         cells = [_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)]
         lines.append(" & ".join(cells) + r" \\")
-    end = "}" if table.caption else r"\addtocounter{table}{-1}}"  # each longtable takes a number
-    return "\n".join([*lines, r"\end{longtable}", end])
+    return "\n".join([*lines, r"\end{longtable}", "}"])
 
 
 def _cell(cell: Cell, column: Column) -> str:
     if column.code and cell.text not in ("", NONE):
-        return rf"\texttt{{{_broken(cell.text)}}}"
+        return _broken(cell.text)
     text = re.sub(r"(?<![\w.])-(?:\{\})?(?=\d)", "$-$", _plain(cell.text))  # a minus, not a hyphen
     return rf"\textbf{{{text}}}" if cell.best and text else text
 
