@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -371,7 +372,14 @@ def report(
             run_retraining(config, on_plan=show.plan, on_note=say, on_step=say, on_epoch=show.epoch)
 
     use_threads(cores())
-    again = f"{config.command('report')}{' --ablate' * ablate} --seeds {seeds}"
+    again = config.command("report")
+    for given, option in (
+        (ablate, f"--ablate --seeds {seeds}"),
+        (workers, f"--workers {workers}"),
+        (no_retrain, "--no-retrain"),
+        (out, f"--out {shlex.quote(str(out))}"),
+    ):
+        again += f" {option}" if given else ""
     with goes_on_with(again):
         paths = make_report(
             config,

@@ -110,6 +110,9 @@ def test_a_winner_that_was_planted_is_named() -> None:
     text = render(held)
     assert "from trial 4, the best: trials" in text
     assert "choice    trial 4, the best mean\n" in text
+    assert re.search(
+        r"^drop      the best of the search, trial 0, has 0\.05\d\d less than there; the 6 best of it", text, re.M
+    )
 
 
 def test_two_values_a_row_apart_prove_nothing() -> None:

@@ -447,14 +447,19 @@ def test_what_is_wrong_is_one_sentence(mmsearch: Run, quick: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reported(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
-    """A real report of the tiny search, with pictures."""
+    """A real report of the tiny search, with its ablation and pictures."""
     import subprocess
 
     require("chromium")
     folder = tmp_path_factory.mktemp("reported") / "w"
     shutil.copytree(searched, folder, symlinks=True)
     done = subprocess.run(
-        [MMSEARCH, "report"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
+        [MMSEARCH, "report", "--ablate", "--seeds", "2", "--workers", "2"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr

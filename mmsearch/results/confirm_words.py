@@ -61,8 +61,8 @@ def _said(held: Confirmation) -> Iterator[tuple[str, str]]:
         yield "differ", f"from trial {best.trial}, the best: {_list(differing)} ({test})"
     elif len(held.rows) > 1:
         yield "tie", f"none is shown to differ from trial {best.trial}, the best ({test}); more --seeds may show it"
-    if held.mean_drop is not None:
-        yield "drop", _drop(held)
+    if drop := _drop(held):
+        yield "drop", drop
     yield "choice", _choice(held)
     if held.missing:
         yield "missing", f"{plural(held.missing, 'value')}: {'; '.join(held.failures)}"
@@ -74,13 +74,19 @@ def _said(held: Confirmation) -> Iterator[tuple[str, str]]:
 
 def _drop(held: Confirmation) -> str:
     """How much of what the search promised was luck."""
-    assert held.mean_drop is not None
-    ranked = sum(row.rank is not None and row.drop is not None for row in held.rows)
-    mean = held.mean_drop
-    who = f"the {ranked} best of the search have" if ranked > 1 else "the best of the search has"
-    text = f"{who} {abs(mean):.4f} {'less' if mean * held.sign >= 0 else 'more'} than there"
-    text += ", on average" if ranked > 1 else ""
-    return text + (" (winner's curse)" if mean > 0 else "")
+
+    def than_there(drop: float) -> str:
+        return f"{abs(drop):.4f} {'less' if drop * held.sign >= 0 else 'more'}"
+
+    ranked = [row for row in held.rows if row.rank is not None and row.drop is not None]
+    first = next((row for row in ranked if row.rank == 1), None)
+    words = []
+    if first is not None and first.drop is not None:
+        words.append(f"the best of the search, trial {first.trial}, has {than_there(first.drop)} than there")
+    if len(ranked) > 1 and held.mean_drop is not None:
+        words.append(f"the {len(ranked)} best of it have {than_there(held.mean_drop)} on average")
+    curse = first is not None and (first.drop or 0) > 0
+    return "; ".join(words) + (" (winner's curse)" if curse else "")
 
 
 def _choice(held: Confirmation) -> str:

@@ -53,9 +53,10 @@ class Predictor(Protocol):
 def load_predictor(path: str | Path) -> Predictor:
     """Read what `retrain-best` made: its folder, or model.safetensors in it, or a copy of its model.pt2 or model.onnx.
 
-    A .pt2 file is as much of a program as a script: loading it may run whatever its author wrote into it, in pickles
-    and in expressions, and torch has no way of loading one that does not. Load only those that you trust. Weights
-    (.safetensors) and ONNX files hold none. Raises `BundleError` where there is no model, or a damaged one.
+    A .pt2 file is as much of a program as a script: loading it may run whatever its author wrote into it. Its parts may
+    be pickles, which `torch.export.load` reads with `weights_only=False` where the file says so, or where `True` fails;
+    nor are its expressions safe. Load only those that you trust. Weights (.safetensors) and ONNX files hold neither.
+    Raises `BundleError` where there is no model, or a damaged one.
     """
     path = Path(path)
     if path.is_dir():

@@ -54,7 +54,7 @@ def contours(searched: Searched, found: Importances | None) -> Figure | None:
     )
     if found is not None and found.doubt:
         caption += f" Which parameters matter is uncertain: {found.doubt}."
-    said = "; ".join(f"{across.name} and {up.name}" for (across, up), _ in pairs)
+    said = "; ".join(f"{across.name} and {up.name}" for (across, up), _ in pairs) + "."
     width = 900 if len(pairs) > 1 else 560
     return Figure("contours", "The value over pairs of parameters", caption, plot, width, 400, said)
 

@@ -68,7 +68,7 @@ def importance_figure(searched: Searched, found: Importances) -> Figure:
             yanchor="bottom",
             showarrow=False,
         )
-    height = 130 + 26 * len(shown) + (20 if found.doubt else 0)
+    height = max(240, 130 + 26 * len(shown) + (20 if found.doubt else 0))
     first = f"{shown[0].name} explains most, {100 * shown[0].share:.0f} %."
     return Figure(
         "importances", "Importance of the parameters", _caption(searched, found), plot, height=height, alternative=first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from plotly.subplots import make_subplots
 from mmsearch.results.figures.axes import Axis
 from mmsearch.results.figures.style import OCHRE, VERMILLION, Figure
 from mmsearch.results.figures.trials import (
+    HUGE,
     KINDS,
     METRICS_IN_WORDS,
     Searched,
@@ -22,6 +22,7 @@ from mmsearch.results.figures.trials import (
     number,
     numbers,
     padded,
+    panel_grid,
     thinned,
     worst_shown,
 )
@@ -53,7 +54,8 @@ def pareto(searched: Searched) -> Figure | None:
     if not panels:
         return None
     columns, rows = min(len(panels), 2), -(-len(panels) // 2)
-    plot = make_subplots(rows, columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.3 / rows)
+    layout = {"specs": panel_grid(len(panels), columns), "horizontal_spacing": 0.05, "vertical_spacing": 0.3 / rows}
+    plot = make_subplots(rows, columns, shared_yaxes=True, **layout)
     values = [value for _, _, value in panels[0].points]
     edge = worst_shown(values, searched.sign)
     beyond = sum(searched.sign * value < searched.sign * edge for value in values)
@@ -76,7 +78,7 @@ def _panel(searched: Searched, metric: str) -> _Panel | None:
     for trial, value in searched.shown("complete", "violating"):
         known = {"parameters": trial.user_attrs.get("parameters"), **trial.user_attrs.get(METRICS, {})}
         cost = known.get(metric) if place is None else trial.values[place]
-        if cost is not None and math.isfinite(cost):
+        if cost is not None and abs(cost) < HUGE:
             points.append((trial, float(cost), value))
     if not points:
         return None

@@ -202,16 +202,16 @@ def modalities_figure(metrics: Mapping[str, Any]) -> Figure | None:
             x=[value],
             y=[place],
             orientation="h",
-            marker={"color": colour},
+            marker={"color": through(colour, 0.45), "line": {"color": colour, "width": 1.5}},
             error_x=None
             if not interval
             else {
                 "symmetric": False,
                 "array": [max(0, interval[1] - value)],
                 "arrayminus": [max(0, value - interval[0])],
-                "color": GREY,
+                "color": colour,
                 "thickness": 2,
-                "width": 6,
+                "width": 8,
             },
             hovertext=f"{name}: {said}",
             hoverinfo="text",
@@ -230,6 +230,7 @@ def modalities_figure(metrics: Mapping[str, Any]) -> Figure | None:
         "other modality"
         + ("; shuffled: it is another row's" if "image_shuffled" in account else "")
         + "."
+        + (" In brackets, and as lines, 95 % bootstrap intervals." if "interval" in parts[0][2] else "")
         + (" " + _gain(gain) if gain else "")
         + " A model that was trained on both is not the best that one modality can do.",
         plot,

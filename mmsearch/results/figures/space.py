@@ -22,6 +22,7 @@ from mmsearch.results.figures.trials import (
     number,
     numbers,
     padded,
+    panel_grid,
     thinned,
     worst_shown,
 )
@@ -45,16 +46,17 @@ def by_importance(searched: Searched, found: Importances | None) -> list[Axis]:
 
 
 def slices(searched: Searched, found: Importances | None) -> Figure | None:
-    """The value against each parameter, a panel each; None where no trial has both."""
+    """The value against each parameter, a panel each; None with fewer than two trials."""
     every = searched.shown()
     applying = [axis for axis in by_importance(searched, found) if any(axis.name in t.params for t, _ in every)]
     axes = applying[:MOST_PANELS]
-    if not axes:
+    if len(every) < 2 or not axes:
         return None
     rows = -(-len(axes) // COLUMNS)
     columns = min(COLUMNS, len(axes))
     height = 60 + 210 * rows
-    plot = make_subplots(rows, columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=78 / (210 * rows))
+    layout = {"horizontal_spacing": 0.03, "vertical_spacing": 78 / (210 * rows)}
+    plot = make_subplots(rows, columns, shared_yaxes=True, specs=panel_grid(len(axes), columns), **layout)
     drawn = thinned(every, MOST_TRIALS, [searched.best, searched.baseline])
     edge = worst_shown([value for _, value in every], searched.sign)
     best = max(searched.sign * value for _, value in every) * searched.sign

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
@@ -36,6 +35,7 @@ METRICS_IN_WORDS: Mapping[str, str] = {
     "parameters": "parameters of the model",
     "latency_ms": "latency (ms)",
 }
+HUGE = 1e100  # no number to draw, and its square is hardly one to count with
 Shown = tuple[FrozenTrial, float]  # a trial and its value
 
 
@@ -109,14 +109,14 @@ def kind_of(trial: FrozenTrial) -> Kind | None:
 
 
 def value_of(trial: FrozenTrial) -> float | None:
-    """The leading value of a complete trial, or the last that a pruned one reported; None where it is not a number."""
+    """The leading value of a complete trial, or the last that a pruned one reported; None where it cannot be drawn."""
     value: float | None = None
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         if trial.values:
             value = trial.values[0]
         elif trial.last_step is not None:
             value = trial.intermediate_values[trial.last_step]
-    return value if value is not None and math.isfinite(value) else None
+    return value if value is not None and abs(value) < HUGE else None
 
 
 def worst_shown(values: Sequence[float], sign: int) -> float:
@@ -157,6 +157,12 @@ def thinned(trials: Sequence[Shown], most: int, keep: Iterable[FrozenTrial | Non
     kept = {trial.number for trial in keep if trial is not None}
     kept |= {trials[int(place)][0].number for place in np.linspace(0, len(trials) - 1, most)}
     return [shown for shown in trials if shown[0].number in kept]
+
+
+def panel_grid(count: int, columns: int) -> list[list[dict[str, Any] | None]]:
+    """What `make_subplots` takes as `specs`: so many panels, row by row, and nothing in the rest of the last row."""
+    rows = -(-count // columns)
+    return [[{} if row * columns + column < count else None for column in range(columns)] for row in range(rows)]
 
 
 def number(value: float) -> float:

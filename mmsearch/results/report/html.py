@@ -173,10 +173,11 @@ def _table(table: Table, number: int) -> str:
             text = f"<code>{escape(cell.text)}</code>" if code else escape(cell.text)
             cells.append(f"<td{attributes(at, cell.best)}>{text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return (
         f'<div class="table" id="table-{table.name}">'
         f'<p class="caption"><b>Table {number}.</b> {_text(table.caption)}</p>'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div></div>'
+        f'<div class="scroll" tabindex="0"><table>{body}</table></div></div>'
     )
 
 

@@ -21,7 +21,7 @@ from mmsearch.results.report.content import (
 )
 from mmsearch.results.report.material import Material, Rows
 from mmsearch.results.report.strategy import strategy
-from mmsearch.results.report.words import NONE, count, listed, setting, share
+from mmsearch.results.report.words import NONE, count, fitted_on, listed, setting, share
 from mmsearch.search.progress import plural
 from mmsearch.spaces import Choices, Range
 
@@ -227,7 +227,7 @@ def _protocol(material: Material) -> Iterator[Block]:
             (
                 "Probabilities are calibrated by temperature scaling ",
                 Cite("guo2017"),
-                f", fitted on {count(held['rows'])} {held['fitted_on']}.",
+                f", fitted on {fitted_on(held)}.",
             )
         )
     yield Bullets(tuple(items))

@@ -19,7 +19,7 @@ from mmsearch.results.report.content import (
     table,
 )
 from mmsearch.results.report.material import Material, Model
-from mmsearch.results.report.words import NONE, count, interval, listed, score, setting, share
+from mmsearch.results.report.words import NONE, count, fitted_on, interval, listed, score, setting, share
 
 CLASSES = 50  # that are listed; of more, those with the lowest F1
 COVERAGES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5)  # shares of rows with an answer that are listed
@@ -134,8 +134,8 @@ def _calibration(held: Model) -> Iterator[Block]:
         )
     else:
         yield paragraph(
-            f"Logits are divided by the temperature {found['temperature']:.3f}, fitted on {count(found['rows'])} "
-            f"{found['fitted_on']}. On those rows the expected calibration error went from "
+            f"Logits are divided by the temperature {found['temperature']:.3f}, fitted on {fitted_on(found)}. "
+            f"On those rows the expected calibration error went from "
             f"{score(found['ece_before'])} to {score(found['ece_after'])} and the log loss from "
             f"{score(found['log_loss_before'])} to {score(found['log_loss_after'])}; on the {kind} the error is "
             f"{score(scores['ece'])}, and without the temperature {score(scores['ece_uncalibrated'])} ",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmsearch.search.values import in_words
 
@@ -55,6 +56,12 @@ def p_value(p: float | None) -> str:
 def listed(items: Sequence[str], last: str = "and") -> str:
     """`a`, `a and b`, `a, b and c`."""
     return f" {last} ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
+
+
+def fitted_on(calibration: Mapping[str, Any]) -> str:
+    """The rows that a calibration was fitted on: `800 validation rows, by a model trained without them`."""
+    origin = calibration["fitted_on"]
+    return f"{count(calibration['rows'])} {'training rows, out of fold' if origin == 'out of fold' else origin}"
 
 
 def setting(held: object) -> str:

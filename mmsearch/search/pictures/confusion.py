@@ -74,15 +74,9 @@ def _matrix(matrix: Counts, down: Sequence[str], across: Sequence[str], caption:
     picture.image.paste(Image.fromarray(_cells(matrix, cell)), (left, top))
     picture.draw.rectangle((left - 1, top - 1, left + across_px, top + down_px), outline=SOFT)
     for number in range(0, len(down), every):
-        middle = top + (number + 0.5) * cell
-        picture.text((left - 8, middle), down[number], label, "rm")
+        picture.text((left - 8, top + (number + 0.5) * cell), down[number], label, "rm")
     for number in range(0, len(across), every):
-        middle = left + (number + 0.5) * cell
-        if flat:
-            picture.text((middle, top + down_px + 8 + below / 2), across[number], label, "mm")
-        else:
-            bottom = top + down_px + 8 + width_of(across[number], label)
-            picture.upwards(middle, bottom, across[number], label)
+        _name_below(picture, across[number], (left + (number + 0.5) * cell, top + down_px + 8), label, flat)
     center = left - 8 - beside - 8 - line / 2
     picture.upwards(center, top + (down_px + width_of("true class", size)) / 2, "true class", size)
     y = top + down_px + 8 + below + 6 + line / 2
@@ -91,6 +85,14 @@ def _matrix(matrix: Counts, down: Sequence[str], across: Sequence[str], caption:
         _counts(picture, matrix, (left, top), cell)
     _key(picture, margin, y + line + 4, size)
     return picture
+
+
+def _name_below(picture: Picture, name: str, at: tuple[float, float], size: int, flat: bool) -> None:
+    """A column's name, centred below `at`: along the line, or where it is too long for its cell, upwards."""
+    if flat:
+        picture.text((at[0], at[1] + line_of(size) / 2), name, size, "mm")
+    else:
+        picture.upwards(at[0], at[1] + width_of(name, size), name, size)
 
 
 def _cells(matrix: Counts, cell: int) -> npt.NDArray[np.uint8]:
