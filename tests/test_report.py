@@ -177,7 +177,7 @@ def test_what_is_confirmed_stands_in_its_table(folder: Path) -> None:
     )
     assert "| 0 (defaults) | 0.9412 | 0.9312 to 0.9512 | 0.9700 | +0.0288 | \\< 0.001 | yes | 1,000 |" in said
     assert "| 1 | 0.9612 | 0.9512 to 0.9712 | 0.9700 | +0.0088 | - | - | 1,001 |" in said
-    assert "(Holm, 1979)" in said
+    assert "corrected for the number of tests (Holm, 1979); differs: p below 0.05." in said
     later = words(build(material_of(searched, confirmation=replace(held, now=held.finished + 2))))
     assert "The search has finished 2 trials since" in later
 
@@ -190,6 +190,9 @@ def test_the_ablation_stands_in_its_table(folder: Path) -> None:
     assert "Worse beyond chance without the searched value: optimizer.lr." in said
     assert "| optimizer.lr | 0.01 | 0.003 | 0.9000 | +0.0612 | 0.0500 to 0.0700 | 0.002 |" in said
     assert "| image.mlp.units_1 | 16 | 32 | 0.9600 | +0.0012 | - | - |" in said
+    assert "The winner is now" not in said
+    earlier = replace(ablation_of(searched), trial=0)
+    assert "The winner is now trial 1; mmsearch report" in words(build(material_of(searched, ablation=earlier)))
 
 
 def test_the_model_s_part_has_all_that_was_measured(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from mmsearch.results.figures.style import BLUE, GREEN, GREY, OCHRE, PURPLE, VER
 from mmsearch.results.figures.trials import (
     KINDS,
     Searched,
+    drawable,
     drawn_of,
     kind_of,
     numbers,
@@ -88,11 +88,11 @@ def read_curves(searched: Searched, trial: FrozenTrial) -> Curves:
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in _last_attempt(searched.epochs(trial.number)):
         for name, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if drawable(value):
                 found[name][row["epoch"]].append(value)
     if not found and searched.folds == 1:
         found[f"valid_{searched.metrics[0]}"] = {
-            step: [value] for step, value in trial.intermediate_values.items() if math.isfinite(value)
+            step: [value] for step, value in trial.intermediate_values.items() if drawable(value)
         }
     columns = {name: {epoch: fmean(held) for epoch, held in column.items()} for name, column in found.items()}
     return Curves(trial, {name: column for name, column in columns.items() if column})
@@ -189,8 +189,7 @@ def _scale(plot: go.Figure, known: Sequence[Curves], leaders: Sequence[Curves], 
     sign = -1 if name == "loss" else 1
     plot.update_yaxes(title=PANELS[name] + (" (lower is better)" if sign < 0 else ""), row=1, col=column)
     if valid:
-        edge, values = worst_shown(valid, sign), valid + [v for v in train if sign * v >= min(sign * w for w in valid)]
-        best = max(sign * value for value in values) * sign
+        edge, best = worst_shown(valid, sign), max(sign * value for value in [*valid, *train]) * sign
         plot.update_yaxes(range=padded(min(edge, best), max(edge, best)), row=1, col=column)
     last = max((epoch for held in known for column_ in held.columns.values() for epoch in column_), default=1)
     plot.update_xaxes(title="epoch", range=[1 - 0.03 * last, last + 0.03 * last], row=1, col=column)

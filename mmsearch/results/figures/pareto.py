@@ -13,10 +13,10 @@ from plotly.subplots import make_subplots
 from mmsearch.results.figures.axes import Axis
 from mmsearch.results.figures.style import OCHRE, VERMILLION, Figure
 from mmsearch.results.figures.trials import (
-    HUGE,
     KINDS,
     METRICS_IN_WORDS,
     Searched,
+    drawable,
     drawn_of,
     kind_of,
     number,
@@ -78,7 +78,7 @@ def _panel(searched: Searched, metric: str) -> _Panel | None:
     for trial, value in searched.shown("complete", "violating"):
         known = {"parameters": trial.user_attrs.get("parameters"), **trial.user_attrs.get(METRICS, {})}
         cost = known.get(metric) if place is None else trial.values[place]
-        if cost is not None and abs(cost) < HUGE:
+        if cost is not None and drawable(cost):
             points.append((trial, float(cost), value))
     if not points:
         return None

@@ -35,7 +35,7 @@ METRICS_IN_WORDS: Mapping[str, str] = {
     "parameters": "parameters of the model",
     "latency_ms": "latency (ms)",
 }
-HUGE = 1e100  # no number to draw, and its square is hardly one to count with
+HUGE = 1e100
 Shown = tuple[FrozenTrial, float]  # a trial and its value
 
 
@@ -116,7 +116,12 @@ def value_of(trial: FrozenTrial) -> float | None:
             value = trial.values[0]
         elif trial.last_step is not None:
             value = trial.intermediate_values[trial.last_step]
-    return value if value is not None and abs(value) < HUGE else None
+    return value if drawable(value) else None
+
+
+def drawable(value: object) -> bool:
+    """Whether a value is a number that can be drawn, and be squared."""
+    return isinstance(value, int | float) and abs(value) < HUGE
 
 
 def worst_shown(values: Sequence[float], sign: int) -> float:

@@ -14,6 +14,7 @@ from mmsearch.results.report.content import (
     Column,
     Commands,
     Section,
+    Text,
     note,
     paragraph,
     table,
@@ -79,13 +80,15 @@ def _confirmed(held: Confirmation, searched: Searched) -> Iterator[Block]:
         Column("parameters", "right"),
     )
     rows = [[Cell(text, row.trial == held.choice) for text in _row(row, row is best)] for row in held.rows]
-    caption = (
+    worth = f", of which one is worth {held.resolution:.4f}" if held.resolution else ""
+    caption: Text = (
         f"The best trials on {count(held.seeds, 'fresh seed')}; the choice is marked. Drop: how much worse the mean is "
-        f"than the value in the search. p: of the paired t-test against the best mean, corrected after Holm; differs: "
-        f"p below {SIGNIFICANT:g}. Intervals are over seeds on the same validation rows"
-        + (f", of which one is worth {held.resolution:.4f} " if held.resolution else " ")
+        "than the value in the search. p: of the paired t-test against the best mean, corrected for the number of "
+        "tests ",
+        Cite("holm1979"),
+        f"; differs: p below {SIGNIFICANT:g}. Intervals are over seeds on the same validation rows{worth}.",
     )
-    yield table("confirmed", (caption, Cite("holm1979"), "."), columns, rows)
+    yield table("confirmed", caption, columns, rows)
 
 
 def _row(row: Confirmed, first: bool) -> list[str]:
@@ -122,10 +125,15 @@ def ablation(material: Material) -> Section:
             Commands((f"{searched.command('report')} --ablate",)),
         )
         return Section("ablation", title, blocks)
-    return Section("ablation", title, tuple(_ablated(held, searched)))
+    winner = searched.best.number if material.confirmation is None else material.confirmation.choice
+    blocks = tuple(_ablated(held))
+    if held.trial != winner:
+        again = Code(f"{searched.command('report')} --ablate")
+        blocks = (note(f"The winner is now trial {winner}; ", again, " trains its ablation."), *blocks)
+    return Section("ablation", title, blocks)
 
 
-def _ablated(held: Ablation, searched: Searched) -> Iterator[Block]:
+def _ablated(held: Ablation) -> Iterator[Block]:
     name = metric(held.metric)
     mattering = [row.parameter for row in held.rows if row.differs and row.difference > 0]
     words: list[str | Code] = [
@@ -167,9 +175,11 @@ def _ablated(held: Ablation, searched: Searched) -> Iterator[Block]:
         ]
         for row in held.rows
     ]
-    caption = (
+    caption: Text = (
         f"The configuration of trial {held.trial} with one hyperparameter back at its default. The interval is of the "
-        "difference over seeds; p is of the paired t-test against the whole configuration, corrected after Holm; what "
-        "differs is marked "
+        "difference over seeds; p is of the paired t-test against the whole configuration, corrected for the number of "
+        "tests ",
+        Cite("holm1979"),
+        f"; what differs, with p below {SIGNIFICANT:g}, is marked.",
     )
-    yield table("ablation", (caption, Cite("holm1979"), "."), columns, rows)
+    yield table("ablation", caption, columns, rows)
