@@ -26,7 +26,7 @@ from mmsearch.data.spectra import (
 )
 from mmsearch.hyperparameters import Hyperparameters
 
-VERSION = 1  # of what is computed; another one computes what the cache holds again
+VERSION = 2  # of what is computed; another one computes what the cache holds again
 CHUNK_VALUES = 1 << 22  # samples that are read at a time
 
 

@@ -56,10 +56,14 @@ class Frames:
         return found
 
     def power(self, frames: Floats) -> Floats:
-        """(b, f, window) -> (b, f, bins): the squared magnitude of the windowed frames' Fourier transform."""
+        """(b, f, window) -> (b, f, bins): the squared magnitude of the windowed frames' Fourier transform.
+
+        In double precision: in single, what rounding leaves in a frequency that is silent lies above the floor where
+        the rest is loud, depends on how the transform is computed, and shows in logarithms.
+        """
         hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)).astype(np.float32)
-        spectrum = fft.rfft(frames * hann, self.fft)
-        found: Floats = np.square(spectrum.real) + np.square(spectrum.imag)
+        spectrum = fft.rfft((frames * hann).astype(np.float64), self.fft)
+        found: Floats = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
         return found
 
 
