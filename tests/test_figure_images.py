@@ -10,10 +10,13 @@ import plotly.graph_objects as go
 import pytest
 from conftest import require
 from PIL import Image
+from planted import plant, study_file
 
 from mmsearch.errors import MmsearchError
 from mmsearch.results.figures.images import write_images
+from mmsearch.results.figures.search import figures_of
 from mmsearch.results.figures.style import BLUE, PAGES, Figure
+from mmsearch.results.figures.trials import read_study
 
 
 def figure(name: str = "line", text: str = "epochs of a trial") -> Figure:
@@ -48,6 +51,29 @@ def test_each_figure_becomes_an_image_of_each_format(tmp_path: Path) -> None:
     assert 'width="500" height="300"' in drawing
     assert "epochs of a trial" in drawing
     assert "another axis" in (folder / "other.svg").read_text()
+
+
+def test_all_figures_of_a_search_are_drawn(tmp_path: Path) -> None:
+    """Also a test of plotly.js, which hangs for ever on a contour and marks that share a coloraxis."""
+    require("chromium")
+    config = study_file(
+        tmp_path,
+        """
+        "optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }
+        "head.dropout" = { low = 0.0, high = 0.6 }
+        "image.encoder" = ["cnn", "mlp"]
+        "image.mlp.dropout" = { low = 0.0, high = 0.6 }
+        """,
+    )
+    opened = plant(config, 40, lambda h, rng: 0.9 + 0.1 * float(h["head.dropout"]) + 0.01 * rng.normal(), pruned=0.3)
+    figures = figures_of(read_study(opened))
+    assert len(figures) == 8
+    for path, held in zip(write_images(figures, tmp_path, ("svg",), patience=30), figures, strict=True):
+        drawing = path.read_text()
+        assert f'width="{held.width}" height="{held.height}"' in drawing
+        for axis in held.plot.select_xaxes():
+            for line in (axis.title.text or "").split("<br>") if axis.visible is not False else ():
+                assert line in drawing
 
 
 def test_a_dark_page_is_dark_and_an_event_loop_may_run(tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def _lay_out(plot: go.Figure, searched: Searched, scale: _Scale, failed: list[in
     plot.update_layout(
         xaxis={"title": "trial number", "range": [first - 0.5 - 0.01 * last, last + 0.5 + 0.01 * last]},
         yaxis={"title": searched.words, "range": list(scale.ends)},
+        showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         margin={"t": 60},
     )

@@ -12,7 +12,7 @@ from mmsearch.results.figures.anova import Importances
 from mmsearch.results.figures.axes import Axis
 from mmsearch.results.figures.space import by_importance
 from mmsearch.results.figures.style import BLUE, GREY, OCHRE, VERMILLION, Figure
-from mmsearch.results.figures.trials import Searched, Shown, number, thinned, worst_shown
+from mmsearch.results.figures.trials import Searched, Shown, number, padded, thinned, worst_shown
 from mmsearch.search.progress import plural
 from mmsearch.search.values import in_words
 
@@ -35,8 +35,7 @@ def parallel(searched: Searched, found: Importances | None) -> Figure | None:
     drawn = thinned(every, MOST_TRIALS, [searched.best, searched.baseline])
     edge = worst_shown([value for _, value in every], sign)
     best = max(sign * value for _, value in every) * sign
-    low, high = (edge, best) if edge != best else (best - 0.5, best + 0.5)
-    low, high = min(low, high), max(low, high)
+    low, high = (min(edge, best), max(edge, best)) if edge != best else padded(best, best)
     value_axis = Axis(searched.words.split(" (")[0], low, high)
     plot = go.Figure()
     classes: list[list[Shown]] = [[] for _ in range(CLASSES)]

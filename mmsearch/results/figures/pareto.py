@@ -111,7 +111,7 @@ def _draw(plot: go.Figure, panel: _Panel, searched: Searched, edge: float, row: 
             plot.add_scatter(
                 **_xy(points, searched, panel.metric, edge),
                 mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.55, "line": {"color": colour}},
+                marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75, "line": {"color": colour}},
                 name=label,
                 legendgroup=kind,
                 showlegend=legend,
@@ -163,12 +163,14 @@ def _is_a_cost(searched: Searched, metric: str) -> bool:
 def _scale(plot: go.Figure, costs: list[float], words: str, row: int, column: int) -> None:
     low, high = min(costs), max(costs)
     log = low > 0 and high >= WIDE * low
+    thousands: dict[str, Any] = {"tickformat": "~s"} if low >= 1000 else {}  # 100k and 1M, as people say of parameters
     if log:
         axis = Axis(words, low / 1.15, high * 1.15, log=True)
-        places = [10**tick for tick in axis.ticks()[0]]
-        scale: dict[str, Any] = {"type": "log", "range": axis.span, "tickvals": places, "tickformat": "~s"}
+        ticks, texts = axis.ticks()
+        scale: dict[str, Any] = {"type": "log", "range": axis.span, "tickvals": [10**tick for tick in ticks]}
+        scale |= thousands or {"ticktext": texts}
     else:
-        scale = {"range": padded(low, high), "nticks": 7, "tickformat": "~s" if low >= 1 else None}
+        scale = {"range": padded(low, high), "nticks": 7, **thousands}
     plot.update_xaxes(title=words, **scale, row=row, col=column)
 
 

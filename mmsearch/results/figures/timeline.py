@@ -67,6 +67,7 @@ def timeline(searched: Searched) -> Figure | None:
     without = ", without pauses" if found else ""
     plot.update_layout(
         barmode="overlay",
+        showlegend=True,
         bargap=0.25,
         xaxis={"title": f"time since the start{without} ({unit})", "range": [0, total / seconds * 1.01 or 1]},
         yaxis={"tickvals": [*range(rows)], "ticktext": labels[:rows], "range": [rows - 0.4, -0.6], "showgrid": False},

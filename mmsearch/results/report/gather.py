@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
@@ -170,5 +172,6 @@ def _model(bundle: Bundle, dataset: Dataset | None, config: StudyConfig) -> Mode
     if dataset is None:
         return Model(bundle.metrics, folder, layers=layers)
     device, cache = choose_device(config.search.device), config.storage_paths.cache
-    figures = tuple(model_figures(bundle, dataset, device=device, cache=cache))
+    with threadpool_limits(1):  # threads that wait for a busy core made t-SNE of 1,000 rows eight times as dear
+        figures = tuple(model_figures(bundle, dataset, device=device, cache=cache))
     return Model(bundle.metrics, folder, figures, layers)
