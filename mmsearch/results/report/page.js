@@ -21,7 +21,7 @@
       uirevision: "kept",
     };
     if (touched) layout.dragmode = false; // else a finger on a figure could not move the page
-    return Plotly.react(box.querySelector(".plot"), held.data, layout, { displaylogo: false });
+    return Plotly.react(box.querySelector(".plot"), held.data, layout, { displayModeBar: false });
   }
 
   let round = 0;
