@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mmsearch.hyperparameters import Hyperparameters as Hyperparameters
     from mmsearch.models.factory import build_model as build_model
     from mmsearch.results.bundle import Bundle as Bundle
+    from mmsearch.results.confirm import confirm as confirm
     from mmsearch.results.retrain import retrain_best as retrain_best
+    from mmsearch.results.runtime import load_predictor as load_predictor
     from mmsearch.search.enqueue import enqueue as enqueue
     from mmsearch.search.launcher import Summary as Summary
     from mmsearch.search.launcher import launch as launch
@@ -39,11 +41,13 @@ _HOMES = {
     "StudyConfig": "mmsearch.config",
     "Summary": "mmsearch.search.launcher",
     "build_model": "mmsearch.models.factory",
+    "confirm": "mmsearch.results.confirm",
     "enqueue": "mmsearch.search.enqueue",
     "fit": "mmsearch.training.fit",
     "launch": "mmsearch.search.launcher",
     "load_config": "mmsearch.config",
     "load_dataset": "mmsearch.data.sources",
+    "load_predictor": "mmsearch.results.runtime",
     "open_study": "mmsearch.search.study",
     "read_dataset": "mmsearch.data.sources",
     "retrain_best": "mmsearch.results.retrain",

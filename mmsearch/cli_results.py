@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from mmsearch.config import StudyConfig
 
 
+ABLATION_SEEDS = 3
+
+
 class Format(StrEnum):
     """The forms of a trial table."""
 
@@ -132,7 +135,16 @@ def retrain_best(
     from mmsearch.training.device import use_threads
 
     use_threads(cores())
-    with Epochs() as show:
+    again = config.command("retrain-best", RETRAINING)
+    for given, option in (
+        (trial is not None, f"--trial {trial}"),
+        (pick, f"--pick {pick}"),
+        (ensemble, f"--ensemble {ensemble}"),
+        (not calibrate, "--no-calibrate"),
+        (abstain_below, f"--abstain-below {abstain_below}"),
+    ):
+        again += f" {option}" if given else ""
+    with goes_on_with(again, "a retraining begins anew"), Epochs() as show:
         bundle = run(
             config,
             trial=trial,
@@ -248,7 +260,7 @@ def export(
         str | None,
         typer.Option(metavar="STATE,STATE", help="Only trials that are complete, pruned, failed, running or waiting."),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Only so many, the best.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many, the best complete ones.")] = None,
     sort: Annotated[
         Order | None, typer.Option(help="By trial number, or the best first; by default number, and best with --top.")
     ] = None,
@@ -329,7 +341,10 @@ def report(
             "--ablate", help="Train the best configuration with one parameter at a time back at its default first."
         ),
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Of the ablation: on so many fresh seeds each; 2 at least.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help=f"Of the ablation: on so many fresh seeds each; 2 at least. [default: {ABLATION_SEEDS}]"),
+    ] = None,
     workers: Workers = None,
     no_retrain: Annotated[
         bool,
@@ -345,6 +360,8 @@ def report(
     skip_broken: SkipBroken = False,
 ) -> None:
     """Write the report of a study: one page, and the same as Markdown and LaTeX, with its figures and tables."""
+    if seeds is not None and not ablate:
+        raise UsageError("--seeds is of the ablation, and needs --ablate")
     config = config_of(
         study,
         data=data,
@@ -365,7 +382,7 @@ def report(
 
     def ablation(config: StudyConfig) -> None:
         show = progress_of(repeats_of(config, WORD))
-        run_ablation(config, seeds=seeds, workers=workers, progress=show)
+        run_ablation(config, seeds=seeds or ABLATION_SEEDS, workers=workers, progress=show)
 
     def retraining(config: StudyConfig) -> None:
         with Epochs() as show:
@@ -374,13 +391,13 @@ def report(
     use_threads(cores())
     again = config.command("report")
     for given, option in (
-        (ablate, f"--ablate --seeds {seeds}"),
+        (ablate, f"--ablate --seeds {seeds or ABLATION_SEEDS}"),
         (workers, f"--workers {workers}"),
         (no_retrain, "--no-retrain"),
         (out, f"--out {shlex.quote(str(out))}"),
     ):
         again += f" {option}" if given else ""
-    with goes_on_with(again):
+    with goes_on_with(again, "an earlier report stays as it was; it is made anew"):
         paths = make_report(
             config,
             out=out,

@@ -92,8 +92,9 @@ def launch(
     _say_how_to_go_on(summary, again)
     say("next:")
     say(f"  {whole(config.command('dashboard', READING))}")
+    say(f"  {whole(config.command('confirm', RETRAINING))}")
     say(f"  {whole(config.command('retrain-best', RETRAINING))}")
-    say(f"  {whole(config.command('export', READING))}")
+    say(f"  {whole(config.command('report', RETRAINING))}")
 
 
 def worker(
@@ -230,15 +231,22 @@ def whole(command: str) -> str:
 
 
 @contextmanager
-def goes_on_with(command: str) -> Iterator[None]:
-    """Whoever is stopped, by a signal at any moment or for want of the storage, is told how to go on."""
+def goes_on_with(command: str, kept: str | None = None) -> Iterator[None]:
+    """Whoever is stopped, by a signal at any moment or for want of the storage, is told how to go on.
+
+    `kept` is what is left of what ran, where that is not a search.
+    """
+
+    def stopped(signum: int) -> Interrupted:
+        return Interrupted(signum, whole(command)) if kept is None else Interrupted(signum, whole(command), kept)
+
     try:
         yield
     except Interrupted as error:
         raise Interrupted(error.signum, whole(command)) from None
     except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, whole(command)) from None
+        raise stopped(signal.SIGINT) from None
     except Terminated:
-        raise Interrupted(signal.SIGTERM, whole(command)) from None
+        raise stopped(signal.SIGTERM) from None
     except StorageLost as error:
         raise StorageLost(f"{error}: {whole(command)}") from None

@@ -298,6 +298,8 @@ def _print_front(metrics: tuple[str, ...], front: list[FrozenTrial]) -> None:
 
 def print_retrained(bundle: Bundle) -> None:
     """What a retraining brought."""
+    from mmsearch.results.scores import few_mistakes
+    from mmsearch.search.progress import plural
     from mmsearch.search.values import all_in_words
 
     metrics = bundle.metrics
@@ -320,12 +322,16 @@ def print_retrained(bundle: Bundle) -> None:
         print(f"constraints {searched['violated']}")
     print(f"accuracy    {_with_interval(scored['accuracy'], scored['accuracy_interval'])} on {where}")
     print(f"macro F1    {_with_interval(scored['macro_f1'], scored['macro_f1_interval'])} on {where}")
+    if (few := few_mistakes(scored["mistakes"], scored["rows"])) is not None:
+        print(f"            {few}")
     _print_calibration(metrics)
     _print_account(metrics)
     forms = [form for form, held in metrics["exports"].items() if "skipped" not in held]
     if forms:
         largest = max(metrics["exports"][form]["largest_difference"] for form in forms)
-        print(f"exports     {', '.join(forms)}: the same labels, probabilities within {largest:.0e}")
+        ties = max(metrics["exports"][form]["ties"] for form in forms)
+        but = f" but for {plural(ties, 'tie')}" if ties else ""
+        print(f"exports     {', '.join(forms)}: the same labels{but}, probabilities within {largest:.0e}")
     print(f"bundle      {bundle.folder}")
 
 
@@ -353,6 +359,8 @@ def _print_calibration(metrics: dict[str, Any]) -> None:
 
 def _print_account(metrics: dict[str, Any]) -> None:
     """What each modality brings a retrained model."""
+    from mmsearch.results.scores import little_gain
+
     where = f"{metrics['modalities']['scored_on'].replace('_', ' ')} rows"
     account = metrics["modalities"]["account"]
     shown = {name: _with_interval(held["macro_f1"], held["interval"]) for name, held in account.items() if "_" in name}
@@ -361,6 +369,8 @@ def _print_account(metrics: dict[str, Any]) -> None:
     print(f"audio alone {shown['audio_alone']} (image set to its training mean)")
     print(f"shuffled    {shown['image_shuffled']} with other rows' images, {shown['audio_shuffled']} with their audio")
     print(f"fusion gain {shown['fusion_gain']} over the better one alone")
+    if (little := little_gain(account["fusion_gain"]["differing"], account["rows"])) is not None:
+        print(f"            {little}")
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

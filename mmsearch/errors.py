@@ -10,7 +10,7 @@ MmsearchError                 1   something failed; the message is one sentence 
 +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
 |   `-- StorageLost               it was there, and has been away for longer than storage_timeout
 +-- DiskFull                  1   a file cannot be written: no space, or read-only; what is written stays whole
-+-- Interrupted               130 or 143   the search was stopped by a signal, and goes on when it is run again
++-- Interrupted               130 or 143   a search goes on when it is run again, a retraining or a report begins anew
 +-- SearchFailed              1   workers or trials failed again and again
 +-- FetchError                1   a download failed: names the address; what came is kept unless it is wrong
 `-- TrialFailed               1   one trial's training went wrong; the search goes on
@@ -69,10 +69,12 @@ class DiskFull(MmsearchError):
 
 
 class Interrupted(MmsearchError):
-    """The search was stopped by a signal; `exit_code` is 128 plus its number."""
+    """What ran was stopped by a signal; `exit_code` is 128 plus its number, `kept` says what is left of it."""
 
-    def __init__(self, signum: int, command: str = "the same command") -> None:
-        super().__init__(f"stopped; every trial is finished or queued; go on with: {command}")
+    def __init__(
+        self, signum: int, command: str = "the same command", kept: str = "every trial is finished or queued; go on"
+    ) -> None:
+        super().__init__(f"stopped; {kept} with: {command}")
         self.signum, self.exit_code = signum, 128 + signum
 
 

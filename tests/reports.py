@@ -97,6 +97,7 @@ def score(**changes: Any) -> dict[str, Any]:
     classes = changes.pop("classes", ("zero", "one"))
     return {
         "rows": 1000,
+        "mistakes": 30,
         "accuracy": 0.97,
         "accuracy_interval": [0.96, 0.98],
         "macro_f1": 0.9651,
@@ -104,6 +105,7 @@ def score(**changes: Any) -> dict[str, Any]:
         "log_loss": 0.1,
         "ece": 0.01,
         "ece_uncalibrated": 0.03,
+        "kept": None,
         "per_class": {
             name: {"precision": 0.9, "recall": 0.8 + 0.001 * at, "f1-score": 0.85, "support": 500}
             for at, name in enumerate(classes)
@@ -140,6 +142,7 @@ def metrics(searched: Searched, scored_on: str = "test", **changes: Any) -> dict
             "asked": None,
             "coverage": None,
             "accuracy_kept": None,
+            "remarks": [],
         },
         "abstention": [
             {"threshold": at / 100, "coverage": 1 - at / 200, "accuracy": 0.97 + at / 10_000} for at in range(0, 100, 2)

@@ -12,16 +12,18 @@ import pytest
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from mmsearch.config import load_config
 from mmsearch.errors import NoCompletedTrial, UsageError
 from mmsearch.hyperparameters import Value
 from mmsearch.results.ablation import FIRST_SEED, WORD, Ablation, ablate, ablation_of, compare, put_back
 from mmsearch.results.confirm import winner
+from mmsearch.search import repeats
 from mmsearch.search.progress import Event, Progress
 from mmsearch.search.repeats import Outcome, key_of, repeats_of
 from mmsearch.search.storage import SEED
-from mmsearch.search.study import count, open_study
+from mmsearch.search.study import OpenStudy, count, open_study
 from mmsearch.spaces import Space, parse_dimension
 
 SPACE = Space(
@@ -123,6 +125,28 @@ def test_differences_are_of_means_and_stand_in_order(values: list[list[float]], 
         assert row.differs == (row.p < 0.05)
     found = [row.difference for row in held.rows]
     assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("reason", [repeats.WITHDRAWN, "RuntimeError: boom"])
+def test_an_ablation_of_which_another_withdrew_a_part_is_not_kept(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    shutil.copytree(searched, tmp_path, symlinks=True, dirs_exist_ok=True)
+    config = load_config(tmp_path / "studies" / "digits.toml")
+
+    def train(source: OpenStudy, opened: OpenStudy, *rest: Any) -> None:
+        first, *others = [trial._trial_id for trial in opened.trials()]
+        for trial in (first, *others):
+            opened.storage.set_trial_state_values(trial, TrialState.RUNNING)
+        opened.storage.set_trial_state_values(first, TrialState.COMPLETE, [0.9])
+        for trial in others:
+            opened.fail(opened.storage.get_trial(trial), reason, 0)
+
+    monkeypatch.setattr(repeats, "_train", train)
+    held = ablate(config, seeds=2)
+    assert held.missing
+    with open_study(config) as opened:
+        assert ablation_of(opened) == (None if reason == repeats.WITHDRAWN else held)
 
 
 class Noted(Progress):

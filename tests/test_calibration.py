@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmsearch.config import StudyConfig, load_config
-from mmsearch.data.dataset import Dataset, Index, Split
+from mmsearch.data.dataset import Dataset, Index, Pixels, Shapes, Split, Trained
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import UsageError
 from mmsearch.models.factory import build_model
@@ -28,7 +28,17 @@ from mmsearch.results.calibration import (
     unseen_logits,
 )
 from mmsearch.results.plans import PlannedMember
-from mmsearch.results.scores import calibration_error, certainty, kept, log_loss, softened
+from mmsearch.results.scores import (
+    calibration_error,
+    certainty,
+    few_mistakes,
+    kept,
+    little_gain,
+    log_loss,
+    score,
+    softened,
+)
+from mmsearch.results.statistics import wilson
 
 
 def drawn(rows: int, classes: int, seed: int) -> tuple[Tensor, Index]:
@@ -239,3 +249,26 @@ def test_whoever_is_heard_has_not_seen_the_rows(
         assert set.union(*asked) == all_rows
     assert len(found.labels) == sum(map(len, asked))
     assert (found.logits[:, 0].numpy() == found.labels).all()
+
+
+@pytest.mark.parametrize(("mistakes", "said"), [(0, "no row was wrong"), (1, "rests on 1 mistake"), (5, None)])
+def test_a_score_without_mistakes_is_no_certainty(mistakes: int, said: str | None) -> None:
+    labels = np.arange(1000) % 3
+    logits = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).float() * 9
+    logits[:mistakes] = logits[:mistakes].roll(1, dims=1)
+    trained = Trained(Shapes((1, 1, 1), (1, 1), 3), ("a", "b", "c"), Pixels(0, 1, 1.0))
+    found = score(Bundle((), trained, Path()), logits, labels)
+    assert (found["mistakes"], found["accuracy"]) == (mistakes, 1 - mistakes / 1000)
+    low, high = found["accuracy_interval"]
+    assert (low, high) == wilson(1000 - mistakes, 1000)
+    assert 0.003 < high - low < 0.01
+    few = few_mistakes(found["mistakes"], found["rows"])
+    assert few is None if said is None else said in str(few)
+    assert ("up to 0.30% may be" in str(few)) == (mistakes == 0)
+
+
+def test_a_gain_that_no_row_shows_is_no_certainty() -> None:
+    assert "of new rows up to 1.00% may differ" in str(little_gain(0, 300))
+    assert "up to 100.00%" in str(little_gain(0, 2))
+    assert "it rests on 1 row" in str(little_gain(1, 300))
+    assert little_gain(5, 300) is None

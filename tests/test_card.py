@@ -105,7 +105,7 @@ def test_the_tables_are_tables(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a|b", "<script>alert(1)</script>", "*bold*", "[x](http://y)", "`code`", "_under_", "a\nb"]
+    "name", ["a|b", "<script>alert(1)</script>", "*bold*", "[x](http://y)", "`code`", "_under_", "a\nb", "$x$"]
 )
 def test_class_names_are_text(case: Case, name: str) -> None:
     classes = (name, *case.bundle.classes[1:])
@@ -125,11 +125,12 @@ def test_class_names_are_text(case: Case, name: str) -> None:
 def test_the_card_says_what_was_not_done(case: Case) -> None:
     card = case.card(
         calibration=None,
-        exports={"safetensors": {"largest_difference": 0.0, "rows": 5}, "onnx": {"skipped": "no onnx here"}},
+        exports={"safetensors": {"largest_difference": 0.0, "rows": 5, "ties": 1}, "onnx": {"skipped": "no onnx here"}},
         searched={**case.metrics["searched"], "violated": "parameters = 9 violates parameters <= 8"},
     )
     assert "It was left out" in section(card, "Calibration")
     assert "| no onnx here" in section(card, "Use")
+    assert "on 5 rows, all labels the same but for 1 tie" in section(card, "Use")
     assert "onnxruntime" not in card
     assert "pickles" not in card
     assert "does not keep to the study's constraints: parameters = 9 violates parameters \\<= 8." in section(
@@ -163,3 +164,26 @@ def test_the_card_of_an_ensemble_that_was_confirmed_and_abstains(case: Case) -> 
     assert "keeps 90.0%, with an accuracy of 0.9500; of the test rows 91.2%, with none" in section(card, "Calibration")
     assert "mmsearch confirm" not in section(card, "Limits")
     assert ", 0.00123457 " in section(card, "Search")
+
+
+def test_an_interval_of_few_mistakes_is_said_to_be_too_narrow(case: Case) -> None:
+    assert case.metrics["test"]["mistakes"] >= 5
+    assert "Beware" not in section(case.card(), "Scores")
+    for mistakes, said in ((0, "no row was wrong: of new rows up to 0.30% may be"), (2, "it rests on 2 mistakes")):
+        scores = section(case.card(test={**case.metrics["test"], "mistakes": mistakes}), "Scores")
+        assert "Beware: on the test rows the bootstrap interval of the macro F1 is too narrow" in scores
+        assert said in scores
+    account = copy.deepcopy(case.metrics["modalities"]["account"])
+    account["audio_alone"]["mistakes"], account["fusion_gain"]["differing"] = 1, 0
+    brought = section(
+        case.card(modalities={**case.metrics["modalities"], "account": account}), "What each modality brings"
+    )
+    assert "with fewer than 5 mistakes an interval is too narrow; here of audio alone.\n" in brought
+    assert "since the better one alone says the same of every row: of new rows up to 0.30% may differ" in brought
+
+
+def test_the_card_does_not_say_where_its_writer_keeps_data(case: Case) -> None:
+    dataset = replace(case.dataset, source="/home/somebody/secret/birds", layout="manifest")
+    data = section(replace(case, dataset=dataset).card(), "Data")
+    assert data.lstrip().startswith("Data set: `birds` (layout")
+    assert "somebody" not in data

@@ -313,7 +313,7 @@ def made(add: Add) -> Standing:
         return standing(opened, "one")
 
 
-def confirmed(one: Standing, name: str, values: Sequence[float], now: int = 3) -> Standing:
+def confirmed(one: Standing, name: str, values: Sequence[float], now: int = 3, resolution: float = 0.0) -> Standing:
     """The same study, as if it had these values on fresh seeds."""
     assert one.taken is not None
     mean = float(np.mean(values))
@@ -330,7 +330,7 @@ def confirmed(one: Standing, name: str, values: Sequence[float], now: int = 3) -
         False,
         (1,) * len(values),
     )
-    held = Confirmation(one.metric, one.sign, len(values), (row,), one.taken, "best", 3, now)
+    held = Confirmation(one.metric, one.sign, len(values), (row,), one.taken, "best", 3, now, resolution=resolution)
     return replace(one, name=name, confirmed=held)
 
 
@@ -341,12 +341,15 @@ def test_a_difference_that_is_more_than_noise(made: Standing) -> None:
     good, bad, other = ([mean + noise for noise in NOISE] for mean in (0.95, 0.94, 0.9498))
     found = side_by_side([confirmed(made, "bad", bad), confirmed(made, "good", good), confirmed(made, "other", other)])
     assert [(contest.better, contest.other) for contest in found.contests] == [("good", "bad"), ("good", "other")]
-    raw = [float(stats.ttest_ind(good, held, equal_var=False).pvalue) for held in (bad, other)]
-    assert [contest.p for contest in found.contests] == pytest.approx(holm(raw))
+    pairs = (good, bad), (good, other), (bad, other)  # which is the best is known from the same values
+    raw = [float(stats.ttest_ind(*pair, equal_var=False).pvalue) for pair in pairs]
+    assert [contest.p for contest in found.contests] == pytest.approx(holm(raw)[:2])
+    assert found.contests[1].p == pytest.approx(raw[1])
     assert [contest.differs for contest in found.contests] == [True, False]
     assert found.contests[0].difference == pytest.approx(0.01)
     text = as_text(found)
-    assert "good is ahead of bad by 0.0100 over 5 fresh seeds each; Welch's t-test has p < 0.001: more than" in text
+    assert "good is ahead of bad by 0.0100 over 5 fresh seeds each; Welch's t-test, Holm-corrected for all" in text
+    assert "all pairs, has p < 0.001: more than" in text
     assert "no more than the luck of seeds may be" in text
     low, high = mean_interval(good) or (0, 0)
     assert f"0.9500 ({low:.4f} to {high:.4f})" in text
@@ -373,6 +376,29 @@ def test_why_a_difference_is_not_tested(made: Standing) -> None:
         assert f"difference  not tested: {words}" in as_text(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("study.seed", 1), ("data.validation", "kfold"), ("data.fraction", 0.3), ("data.folds", 7), ("data.rows", 99)],
+)
+def test_values_on_other_validation_rows_are_not_tested(made: Standing, name: str, value: Any) -> None:
+    good = confirmed(made, "good", [0.9, 0.91])
+    found = side_by_side([good, replace(good, name="b", setup={**(made.setup or {}), name: value})])
+    words = f"the studies have different validation rows, since {name} differs"
+    assert (found.contests, found.untested) == ((), words)
+
+
+def test_two_values_a_row_apart_are_no_difference(made: Standing) -> None:
+    one, other = [0.97] * 2, [0.98] * 2
+    (sure,) = side_by_side([confirmed(made, "a", one), confirmed(made, "b", other)]).contests
+    assert sure.p == 0
+    rough = [confirmed(made, "a", one, resolution=0.01), confirmed(made, "b", other, resolution=0.01)]
+    (contest,) = side_by_side(rough).contests
+    assert not contest.differs
+    assert contest.p == pytest.approx(welch_p(one, other, (0.01, 0.01)))
+    finer = [rough[0], confirmed(made, "b", other, resolution=0.0001)]  # each study has its own
+    assert side_by_side(finer).contests[0].p == pytest.approx(welch_p(one, other, (0.01, 0.0001)))
+
+
 def test_a_confirmation_that_is_old_is_said(made: Standing) -> None:
     found = side_by_side([confirmed(made, "old", [0.9, 0.91], now=5), confirmed(made, "new", [0.9, 0.91])])
     assert "old has finished 2 more trials since it was confirmed" in found.doubts
@@ -391,6 +417,9 @@ def test_welchs_test(one: list[float], other: list[float]) -> None:
 def test_welchs_test_without_any_spread() -> None:
     assert welch_p([0.5, 0.5], [0.5, 0.5, 0.5]) == 1
     assert welch_p([0.5, 0.5], [0.6, 0.6]) == 0
+    assert 0 < welch_p([0.97] * 5, [0.98] * 5, (0.01, 0.01)) < 0.01
+    assert welch_p([0.97] * 5, [0.98] * 5, (0.05, 0.05)) > 0.1
+    assert welch_p([0.5, 0.5], [0.5, 0.5, 0.5], (0.01, 0.01)) == pytest.approx(1)
 
 
 @QUICK

@@ -134,7 +134,7 @@ RUNTIMES = {"model.pt2": by_torch, "model.onnx": by_onnxruntime}
 def test_every_form_is_tried_out(made: Made) -> None:
     assert list(made.found) == ["safetensors", "pt2", "onnx"]
     for held in made.found.values():
-        assert held["rows"] == 40
+        assert (held["rows"], held["ties"]) == (40, 0)
         assert 0 <= held["largest_difference"] <= TOLERANCE
     assert made.notes == []
     assert sorted(path.name for path in made.bundle.folder.iterdir()) == [
@@ -269,17 +269,24 @@ def flipped(bundle: Bundle) -> torch.export.ExportedProgram:
         ([[0.499996, 0.500004], [0.1002, 0.8998]], "0 have another label, and probabilities differ by up to 0.0002"),
     ],
 )
-def test_a_tie_that_falls_the_other_way_and_what_is_no_number_are_differences(
+def test_another_label_and_what_is_no_number_are_differences(
     found: list[list[float]], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Other:
-        def probabilities(self, split: Split) -> np.ndarray:
-            return np.array(found)
-
-    monkeypatch.setattr(exports, "load_predictor", lambda path: Other())
-    expected = np.array([[0.499996, 0.500004], [0.1, 0.9]])
     with pytest.raises(MmsearchError, match=said):
-        exports._compared(Path("model.pt2"), rows(2), expected)
+        compared([[0.499996, 0.500004], [0.1, 0.9]], found, monkeypatch)
+
+
+def compared(expected: list[list[float]], found: list[list[float]], patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    form = type("Form", (), {"probabilities": lambda self, split: np.array(found)})
+    patch.setattr(exports, "load_predictor", lambda path: form())
+    return exports._compared(Path("model.pt2"), rows(len(found)), np.array(expected))
+
+
+def test_only_a_label_that_rounding_decides_may_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = compared([[0.4000004, 0.4, 0.2]] * 2, [[0.4, 0.4000004, 0.2], [0.4000004, 0.4, 0.2]], monkeypatch)
+    assert (held["rows"], held["ties"]) == (2, 1)
+    with pytest.raises(MmsearchError, match="of 2 rows 2 have another label"):  # two were as good, and not the third
+        compared([[0.34, 0.34, 0.33996]] * 2, [[0.34, 0.34, 0.34003]] * 2, monkeypatch)
 
 
 def test_without_the_extra_onnx_is_skipped_with_a_sentence(

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from conftest import Run, environment
 from test_data import put
-from test_exports import configuration, rows, saved
+from test_exports import configuration, rows, saved, trained
 from test_manifest import WORDS, encoded, manifest, noise, picture, table, wav
 
 from mmsearch.data.dataset import Pixels, Shapes, Trained
 from mmsearch.data.sources import read_dataset
 from mmsearch.results.exports import TOLERANCE, write_exports
-from mmsearch.results.predict import predict, predictions_csv
+from mmsearch.results.predict import predict, predictions_csv, submission_csv
 from mmsearch.results.runtime import load_predictor
 
 FORMS = ("", "model.safetensors", "model.pt2", "model.onnx")
@@ -122,6 +122,22 @@ def test_the_column_abstained_is_there_with_a_threshold_only() -> None:
     assert ",false," in predictions_csv(("a", "b"), np.array([[nine, 1 - nine]]), ids[:1], None, abstain_below=0.9)
 
 
+def test_any_name_of_a_class_or_file_stays_one_cell_and_none_is_a_formula() -> None:
+    classes = ("a,b", 'c "d"', "e\nf", "g\rh", "=1+1", "@sum", "+1", "-1")
+    probabilities, ids = np.eye(8, dtype=np.float32), np.arange(8)
+    files = [("=cmd.png", "x.wav")] * 8
+    text = predictions_csv(classes, probabilities, ids, ids, files)
+    found = list(csv.DictReader(io.StringIO(text, newline="")))
+    told = [f"'{name}" if name[0] in "=@+-" else name for name in classes]
+    assert [row["predicted"] for row in found] == [row["label"] for row in found] == told
+    assert [row["confidence"] for row in found] == ["1.0"] * 8
+    assert {row["image"] for row in found} == {"'=cmd.png"}
+    assert list(found[0])[-8:] == [f"p_{name}" for name in classes]
+    asked = list(csv.reader(io.StringIO(submission_csv(classes, probabilities, ids), newline="")))
+    assert asked == [["row_id", "label"], *([str(row), name] for row, name in enumerate(classes))]  # for a program
+    assert submission_csv(("0", "1"), probabilities[:2, :2], ids[:2]) == "row_id,label\n0,0\n1,1\n"
+
+
 def test_predicting_needs_neither_a_study_nor_optuna(best: Path, tmp_path: Path) -> None:
     for form in ("model.pt2", "model.onnx"):
         shutil.copy(best / form, tmp_path / f"alone{Path(form).suffix}")
@@ -141,6 +157,18 @@ def test_predicting_needs_neither_a_study_nor_optuna(best: Path, tmp_path: Path)
     assert (done.stdout, done.stderr) == ("\n", "".join(f"wrote {form}.csv\n" for form in forms))
     tables = [parsed((tmp_path / f"{form}.csv").read_text()) for form in forms]
     must_agree([*tables, parsed((best / "predictions.csv").read_text())], 1000)
+
+
+def test_of_no_rows_there_are_no_probabilities(tmp_path: Path) -> None:
+    split = rows(20)
+    bundle = saved(tmp_path, split, trained(), configuration(image__encoder="mlp", audio__encoder="rnn"))
+    write_exports(bundle, split, on_note=print)
+    nothing = split.only(split.rows[:0])
+    for predictor in (load_predictor(tmp_path / form) for form in FORMS):
+        found = predictor.probabilities(nothing)
+        assert found.shape == (0, 3)
+        assert found.dtype == np.float32
+    assert bundle.logits(nothing).shape == bundle.probabilities(nothing).shape == (0, 3)
 
 
 def test_a_damaged_model_is_one_sentence(mmsearch: Run, best: Path, workspace: Path) -> None:

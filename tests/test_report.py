@@ -15,7 +15,7 @@ from conftest import MMSEARCH, TINY, Run, environment, require
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from reports import ablation_of, config_of, confirmation_of, figure, material_of, metrics, score, searched_of, trial
 from test_dashboard import BROWSER_ARGUMENTS
 
@@ -23,13 +23,17 @@ from mmsearch.config import load_config
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import DataError, MmsearchError, NoCompletedTrial, StudyMismatch
 from mmsearch.paths import ReportPaths
+from mmsearch.results.figures.style import Figure
+from mmsearch.results.figures.trials import Searched
 from mmsearch.results.report import gather, write
 from mmsearch.results.report.build import build
 from mmsearch.results.report.content import Cell, Code, Column, Picture, Report, Section, note, paragraph, table
 from mmsearch.results.report.html import render_figure, render_html
 from mmsearch.results.report.markdown import render_markdown
+from mmsearch.results.report.material import without_roots
 from mmsearch.results.report.references import REFERENCES
 from mmsearch.search.study import create_study, open_study
+from mmsearch.search.values import VIOLATED
 
 
 def words(report: Report) -> str:
@@ -110,6 +114,31 @@ def test_where_smaller_is_better(folder: Path) -> None:
     assert "smaller is better" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "present"),
+    [
+        ("macro_f1", (0.99, 0.95), "0.0400 lower than the defaults' 0.9900"),
+        ("loss", (0.2, 0.3), "0.1000 higher than the defaults' 0.2000"),
+        ("macro_f1", (0.95, 0.95), "the same as the defaults' 0.9500"),
+    ],
+)
+def test_defaults_that_are_better_may_violate_a_constraint(
+    folder: Path, name: str, values: tuple[float, float], present: str
+) -> None:
+    config = config_of(folder, study__metrics=(name,), study__constraints=("parameters <= 5000",))
+    why: dict[str, Any] = {
+        "user_attrs": {VIOLATED: "parameters 9000 > 5000"},
+        "constraints": {"parameters <= 5000": 0.8},
+    }
+    searched = searched_of(config, [trial(config, 0, [values[0]], **why), trial(config, 1, [values[1]])])
+    report = build(material_of(searched))
+    assert searched.best.number == 1
+    said = words(report)
+    assert f", {present}, which violate a constraint." in said
+    assert f"That is {present} (trial 0). The defaults violate a constraint" in said
+    assert "-0." not in said
+
+
 def test_several_metrics_have_a_front_and_constraints_are_named(folder: Path) -> None:
     config = config_of(folder, study__metrics=("macro_f1", "parameters"), study__constraints=("parameters <= 5000",))
     trials = [
@@ -178,6 +207,15 @@ def test_what_is_confirmed_stands_in_its_table(folder: Path) -> None:
     assert "| 0 (defaults) | 0.9412 | 0.9312 to 0.9512 | 0.9700 | +0.0288 | \\< 0.001 | yes | 1,000 |" in said
     assert "| 1 | 0.9612 | 0.9512 to 0.9712 | 0.9700 | +0.0088 | - | - | 1,001 |" in said
     assert "corrected for the number of tests (Holm, 1979); differs: p below 0.05." in said
+    assert "Trial 1 has the best mean, and differs from all others." in said
+    best, other = held.rows
+    for tied, name in (
+        (replace(other, differs=False, p=0.3), "trial 0 (defaults)"),
+        (replace(other, differs=False, p=None, eligible=False), "trial 0 (defaults, cannot be the choice)"),
+    ):
+        alike = words(build(material_of(searched, confirmation=replace(held, rows=(best, tied)))))
+        assert f"Trial 1 has the best mean; {name} cannot be told apart from it." in alike
+        assert "differs from all others" not in alike
     later = words(build(material_of(searched, confirmation=replace(held, now=held.finished + 2))))
     assert "The search has finished 2 trials since" in later
 
@@ -191,6 +229,16 @@ def test_the_ablation_stands_in_its_table(folder: Path) -> None:
     assert "| optimizer.lr | 0.01 | 0.003 | 0.9000 | +0.0612 | 0.0500 to 0.0700 | 0.002 |" in said
     assert "| image.mlp.units_1 | 16 | 32 | 0.9600 | +0.0012 | - | - |" in said
     assert "The winner is now" not in said
+    assert "beyond chance with the default" not in said
+    first, second = ablation_of(searched).rows
+    worse = replace(second, difference=-0.02, p=0.01, differs=True)
+    said = words(build(material_of(searched, ablation=replace(ablation_of(searched), rows=(first, worse)))))
+    assert "searched value: optimizer.lr. Better beyond chance with the default: image.mlp.units_1." in said
+    said = words(build(material_of(searched, ablation=replace(ablation_of(searched), rows=(worse,)))))
+    assert "seeds and validation rows" in said
+    assert "No single one of its values" not in said
+    said = words(build(material_of(searched, ablation=replace(ablation_of(searched), rows=(second,)))))
+    assert "No single one of its values makes a difference beyond chance." in said
     earlier = replace(ablation_of(searched), trial=0)
     assert "The winner is now trial 1; mmsearch report" in words(build(material_of(searched, ablation=earlier)))
 
@@ -211,6 +259,108 @@ def test_the_model_s_part_has_all_that_was_measured(folder: Path) -> None:
     assert "600 different recordings" in said  # of the demo's 1,000 test rows
     without = metrics(searched, calibration=None, abstention=[])
     assert "without calibration" in words(build(material_of(searched, without)))
+
+
+@pytest.mark.parametrize(
+    ("by", "confirmed", "trials", "folds", "present"),
+    [
+        ("best", False, [1], 1, "The best configuration of the search is trained again on"),
+        ("best", False, [1], 1, "for as many epochs as were best in the search. "),
+        ("best", False, [1], 5, "for as many epochs as were best in the search (the median of the folds). "),
+        ("confirmed", True, [1], 1, "The configuration that was chosen on the fresh seeds is trained again on"),
+        ("confirmed", True, [1], 1, "searched schedule, for the median of its best epochs over the fresh seeds. "),
+        ("knee", True, [1], 1, "The configuration of trial 1, picked by knee, is trained again"),
+        ("knee", True, [1], 1, "for the median of its best epochs over the fresh seeds. "),
+        ("trial", False, [1, 1], 1, "trial 1, which was asked for, is, from 2 seeds, trained again"),
+        ("confirmed", True, [1, 2], 1, "An ensemble of the configurations of trials 1 and 2 is trained again"),
+        ("confirmed", True, [1, 2], 1, "each for the median of its best epochs over the fresh seeds where it was"),
+        ("best", False, [1, 2], 1, "schedule, each for as many epochs as were best in the search. "),
+    ],
+)
+def test_the_methods_say_what_was_trained_again(
+    folder: Path, by: str, confirmed: bool, trials: list[int], folds: int, present: str
+) -> None:
+    searched = simple(folder, **({"data__validation": "kfold"} if folds > 1 else {}))
+    held = metrics(searched, chosen={"by": by, "sentence": "trial 1"}, confirmed={"mean": 0.96} if confirmed else None)
+    held["members"] = [{**held["members"][0], "trial": number} for number in trials]
+    assert present in words(build(material_of(searched, held)))
+
+
+def test_before_a_model_is_made_the_methods_follow_what_is_confirmed(folder: Path) -> None:
+    searched = simple(folder)
+    assert "for as many epochs as were best in the search" in words(build(material_of(searched)))
+    said = words(build(material_of(searched, confirmation=confirmation_of(searched))))
+    assert "for the median of its best epochs over the fresh seeds" in said
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "sentence"),
+    [
+        (
+            0,
+            "With no mistake on these 1,000 rows, the bootstrap interval of the macro F1 is too narrow: by the rule of "
+            "three up to 0.3 % of new rows may be wrong.",
+        ),
+        (1, "With 1 mistake on these 1,000 rows, the bootstrap interval of the macro F1 is too narrow."),
+        (4, "With 4 mistakes on these 1,000 rows, the bootstrap interval of the macro F1 is too narrow."),
+    ],
+)
+def test_intervals_of_few_mistakes_are_doubted(folder: Path, mistakes: int, sentence: str) -> None:
+    searched = simple(folder)
+    said = words(build(material_of(searched, metrics(searched, test=score(mistakes=mistakes)))))
+    assert said.count(sentence) == 2  # in the summary and beside the scores
+    assert "that of the accuracy is Wilson's, of 95 % too (Wilson, 1927)" in said
+    trained_on = metrics(searched, "training", training=score(mistakes=mistakes))
+    assert "of new rows may be wrong" not in words(build(material_of(searched, trained_on)))
+
+
+def test_intervals_of_many_mistakes_are_not_and_older_models_did_not_count_theirs(folder: Path) -> None:
+    searched = simple(folder)
+    assert "bootstrap interval of the macro F1" not in words(
+        build(material_of(searched, metrics(searched, test=score(mistakes=5))))
+    )
+    older = score()
+    del older["mistakes"]
+    said = words(build(material_of(searched, metrics(searched, test=older))))
+    assert "Wilson's" not in said
+
+
+def test_what_a_threshold_brings_is_told_of_both_kinds_of_rows(folder: Path) -> None:
+    searched = simple(folder)
+
+    def said(scores: dict[str, Any], **changes: Any) -> str:
+        held = metrics(searched, test=score(**scores))
+        held["calibration"] |= changes
+        return words(build(material_of(searched, held)))
+
+    asked = {"asked": "accuracy=0.999", "coverage": 0.9, "accuracy_kept": 1.0}
+    found = said({"kept": {"coverage": 0.8125, "accuracy": 0.9954}}, abstain_below=0.8, **asked)
+    assert "chosen on it then answers 90 % of them, with an accuracy of 1.0000; on the 1,000 test rows it " in found
+    assert "test rows it answers 81.25 % of them, with an accuracy of 0.9954." in found
+    found = said({"kept": {"coverage": 0.0, "accuracy": None}}, abstain_below=1.0, **asked)
+    assert "on the 1,000 test rows it answers none of them." in found
+    found = said({}, abstain_below=None, remarks=["at most 0.9900: the model never abstains"], **asked)
+    assert "No threshold brings what was asked for, accuracy=0.999: the model never abstains." in found
+    assert "Beware: at most 0.9900: the model never abstains." in found
+    found = said({"kept": {"coverage": 1.0, "accuracy": 0.97}}, abstain_below=0.0, **asked)
+    assert "The threshold of abstaining is 0, asked for as accuracy=0.999: the model never abstains." in found
+    assert "greatest probability is below 0.0000" not in found
+
+
+def test_paths_in_messages_do_not_tell_of_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(folder, data__source="/mnt/my disk/spoken digits")
+    (folder / "elsewhere").mkdir()
+    for place in (folder, folder / "elsewhere"):
+        monkeypatch.chdir(place)
+        for message, shown in (
+            (f"{folder}/storage/digits/model: gone", "storage/digits/model: gone"),
+            ("/mnt/my disk/spoken digits/a b.npy: no array", "spoken digits/a b.npy: no array"),
+            ("[Errno 28] '/home/me/file.txt' (/etc/x)", "[Errno 28] 'file.txt' (x)"),
+            ("see https://a.org/b/c, and/or 1/2 of ./d/e / f", "see https://a.org/b/c, and/or 1/2 of ./d/e / f"),
+        ):
+            assert without_roots(config, message) == shown
+    held = replace(confirmation_of(simple(folder)), missing=1, failures=("trial 0: no /home/me/file",))
+    assert "is missing: trial 0: no file." in words(build(material_of(simple(folder), confirmation=held)))
 
 
 def test_of_many_classes_the_worst_are_listed(folder: Path) -> None:
@@ -347,7 +497,7 @@ def quick(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace where figures cost nothing, and no browser draws them."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("BROWSER_PATH", str(workspace / "none"))
-    monkeypatch.setattr(gather, "search_figures", lambda opened: [figure("history")])
+    monkeypatch.setattr(gather, "figures_of", lambda searched: [figure("history")])
     monkeypatch.setattr(gather, "model_figures", lambda bundle, dataset, **more: [figure("confusion")])
     return workspace
 
@@ -359,7 +509,7 @@ def test_the_files_of_a_report(quick: Path) -> None:
     assert paths == ReportPaths(quick / "storage" / "digits" / "report")
     files = {path.relative_to(paths.folder).as_posix() for path in paths.folder.rglob("*") if path.is_file()}
     assert files == {
-        *("index.html", "report.md", "report.tex", "trials.csv", "trials.md", "trials.tex"),
+        *("index.html", "report.md", "report.tex", "trials.csv", "trials.md", "trials.tex", ".mmsearch-report"),
         *("figures/plotly.min.js", "figures/history.html", "figures/confusion.html"),
     }
     assert len(paths.trials("csv").read_text().splitlines()) == 7
@@ -373,7 +523,8 @@ def test_the_files_of_a_report(quick: Path) -> None:
     assert all(re.fullmatch(r".+: \d+\.\d s", step) for step in steps)
     held = json.loads((quick / "storage/digits/retrained/best/metrics.json").read_text())
     assert f"a macro F1 of {held['test']['macro_f1']:.4f} (95 % interval" in paths.markdown.read_text()
-    assert str(quick) not in paths.page.read_text().replace(f"{quick.name}/storage", "")  # nobody's disk is told
+    for path in (paths.page, paths.markdown, paths.latex):
+        assert str(quick) not in path.read_text()  # nobody's disk is told
 
 
 def test_an_old_report_stays_until_the_new_one_is_whole(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,6 +545,48 @@ def test_an_old_report_stays_until_the_new_one_is_whole(quick: Path, monkeypatch
     assert [path.name for path in quick.glob(".*")] == []
     write.make_report(config, out=out)
     assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_what_only_an_earlier_report_had_is_removed(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = load_config("studies/digits.toml"), quick / "out"
+    (out / "figures").mkdir(parents=True)
+    mine = [out / "figures" / "mine.html", quick / "elsewhere.html"]
+    for path in mine:
+        path.write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(gather, "figures_of", lambda searched: [figure("history"), figure("contours")])
+        paths = write.make_report(config, out=out)
+    assert paths.figure("contours", "html").is_file()
+    held = out / ".mmsearch-report"
+    held.write_text(f"{held.read_text()}../elsewhere.html\n{mine[1]}\n")  # a list is trusted within its folder only
+    write.make_report(config, out=out)
+    assert not paths.figure("contours", "html").exists()
+    assert paths.figure("history", "html").is_file()
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert "contours" not in held.read_text()
+
+
+def test_trials_that_end_meanwhile_are_in_all_of_a_report_or_in_nothing(
+    quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("studies/digits.toml")
+    shutil.rmtree(quick / "storage/digits/retrained")
+
+    def add(value: float) -> None:
+        with open_study(config) as other:
+            best = other.picked()
+            other.optuna.add_trial(create_trial(params=best.params, distributions=best.distributions, value=value))
+
+    def draw(searched: Searched) -> list[Figure]:
+        assert len(searched.trials) == 7
+        add(0.999)
+        return [figure("history")]
+
+    monkeypatch.setattr(gather, "figures_of", draw)
+    paths = write.make_report(config, retrain=lambda config: add(0.998))
+    said = paths.markdown.read_text()
+    assert "Of 7 trials, trial 6 is the best, with a validation macro F1 of 0.9980" in said
+    assert len(paths.trials("csv").read_text().splitlines()) == 8  # and the header
 
 
 def test_a_model_is_made_only_where_there_is_none(quick: Path) -> None:
@@ -426,7 +619,7 @@ def test_without_its_data_only_a_report_that_trains_nothing_is_made(quick: Path)
         found = gather.gather(opened, retrain=None, ablate=None)
     assert found.dataset is None
     said = words(build(found))
-    assert "The data could not be read" in said
+    assert "The data could not be read (gone: no such folder" in said
     assert "The data set is gone, which was not there when this was written." in said
     assert found.model is not None
     assert found.model.figures == ()

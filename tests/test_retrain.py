@@ -19,6 +19,7 @@ import torch
 from conftest import Run, Start
 from scripted import scripted
 
+from mmsearch.cli_search import Terminated
 from mmsearch.config import StudyConfig, load_config
 from mmsearch.console import Epochs, print_retrained
 from mmsearch.data.dataset import Split
@@ -30,7 +31,10 @@ from mmsearch.results.bundle import Bundle
 from mmsearch.results.confirm import Confirmation, Confirmed
 from mmsearch.results.members import train_member
 from mmsearch.results.plans import PlannedMember, make_plan
+from mmsearch.results.predict import predict
 from mmsearch.results.retrain import retrain_best
+from mmsearch.results.runtime import load_predictor
+from mmsearch.search.note import RETRAINED, note_of
 from mmsearch.search.space import distributions, varying
 from mmsearch.search.study import CONFIRMED, OpenStudy, open_study
 
@@ -224,7 +228,8 @@ def test_an_ensemble_is_the_mean_of_its_members(mmsearch: Run, workspace: Path) 
     low, high = scores["macro_f1_interval"]
     assert low < scores["macro_f1"] < high
     account = held["modalities"]["account"]
-    assert account["both"] == {"macro_f1": scores["macro_f1"], "interval": scores["macro_f1_interval"]}
+    both = {"macro_f1": scores["macro_f1"], "interval": scores["macro_f1_interval"], "mistakes": scores["mistakes"]}
+    assert account["both"] == both
     assert account["fusion_gain"]["macro_f1"] == pytest.approx(
         account["both"]["macro_f1"] - max(account[name]["macro_f1"] for name in ("image_alone", "audio_alone"))
     )
@@ -264,8 +269,11 @@ def test_a_gain_is_what_both_have_over_the_better_one_alone() -> None:
         assert low < found[name]["macro_f1"] < high
     assert found["image_shuffled"]["macro_f1"] == pytest.approx(0.2, abs=0.02)  # the mean of the two
     assert found["audio_shuffled"] == found["image_alone"]  # the same predictions on the same rows, drawn the same
+    assert found["both"]["mistakes"] == (predicted["both"][0] != labels).sum()
+    assert found["image_shuffled"]["mistakes"] == (predicted["image_shuffled"][0] != labels).sum()  # fewer than again
+    assert found["fusion_gain"]["differing"] == (predicted["both"][0] != image).sum()
     same = account_of(labels, {**predicted, "both": [image]}, 4)
-    assert same["fusion_gain"] == {"macro_f1": 0.0, "interval": [0.0, 0.0]}
+    assert same["fusion_gain"] == {"macro_f1": 0.0, "interval": [0.0, 0.0], "differing": 0}
     assert account_of(labels, predicted, 4) == found
 
 
@@ -315,6 +323,61 @@ def test_an_export_that_fails_loses_nothing_else(
     assert names == {"config.toml", "metrics.json", "model.safetensors", "model_card.md", "predictions.csv"}
     assert json.loads((best / "metrics.json").read_text())["exports"] == {}
     assert Bundle.load(best).parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [
+        ("modality_account", MmsearchError("the scores have gone wrong")),
+        ("model_card", ValueError("a bug")),
+        ("write_exports", KeyboardInterrupt()),
+        ("write_exports", Terminated()),
+    ],
+)
+def test_what_was_trained_is_not_lost_whatever_ends_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(retrain, broken, fail)
+    link = folder_of(workspace) / "best"
+    before, target, notes = {path.name for path in folder_of(workspace).iterdir()}, link.readlink(), list[str]()
+    with pytest.raises(type(error)) as caught:
+        retrain_best(here(workspace), calibrate=False, on_note=notes.append)
+    (name,) = {path.name for path in folder_of(workspace).iterdir()} - before
+    assert name == f"{target.name}-unfinished"
+    folder = folder_of(workspace) / name
+    said = f"the trained model is kept, and `mmsearch predict` takes it: {folder}"
+    if isinstance(error, MmsearchError):
+        assert str(caught.value) == f"the scores have gone wrong; {said}"
+        assert notes == []
+    else:
+        assert notes == [said]
+    assert link.readlink() == target
+    assert {part.name for part in folder.iterdir()} >= {"config.toml", "model.safetensors"}
+    table = list(csv.DictReader(predict(load_predictor(folder), "demo").splitlines()))
+    assert np.mean([row["label"] == row["predicted"] for row in table]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("demo", "demo"),
+        ("/home/somebody/work/studies/birds", "birds"),
+        ("/home/somebody/work/data/birds", "../data/birds"),
+        ("/home/somebody/birds", "birds"),
+        ("/mnt/secret/birds", "birds"),
+    ],
+)
+def test_metrics_do_not_say_where_their_writer_keeps_data(source: str, told: str) -> None:
+    assert retrain._told(source, Path("/home/somebody/work/studies/birds.toml")) == told
+
+
+def test_the_study_names_a_model_by_its_place_in_the_storage_folder(opened: OpenStudy, workspace: Path) -> None:
+    held = opened.storage.get_study_user_attrs(opened.id)[RETRAINED]
+    assert held["folder"] == f"digits/retrained/{held['trial']}"
+    assert f"`{held['folder']}/metrics.json` says on which rows" in note_of(opened)
 
 
 def test_weights_that_were_wrong_are_not_left(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,8 @@ class Bundle:
 
         Of an ensemble the logarithm of the members' mean probability.
         """
+        if not len(split):
+            return torch.zeros(0, len(self.classes))
         found = [
             self._logits_of(member, split, device or torch.device("cpu"), without, cache) for member in self.members
         ]

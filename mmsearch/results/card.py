@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmsearch.hyperparameters import show
 from mmsearch.paths import BundlePaths
 from mmsearch.results.bundle import Bundle
 from mmsearch.results.markup import escape_markdown, markdown_table
-from mmsearch.results.scores import scored_split
+from mmsearch.results.scores import FEW_MISTAKES, few_mistakes, little_gain, scored_split
 from mmsearch.search.progress import duration, plural
 from mmsearch.search.study import OpenStudy
 from mmsearch.search.values import all_in_words
@@ -103,7 +104,8 @@ def _use(bundle: Bundle, metrics: dict[str, Any]) -> Iterator[str]:
 def _checked(held: dict[str, Any]) -> str:
     if "skipped" in held:
         return str(held["skipped"])
-    return f"{held['largest_difference']:.1e} on {held['rows']:,} rows, all labels the same"
+    but = f" but for {plural(held['ties'], 'tie')}" if held["ties"] else ""
+    return f"{held['largest_difference']:.1e} on {held['rows']:,} rows, all labels the same{but}"
 
 
 def _scores(metrics: dict[str, Any]) -> Iterator[str]:
@@ -115,9 +117,16 @@ def _scores(metrics: dict[str, Any]) -> Iterator[str]:
             rows.append((f"{held['rows']:,} {words}", *scores, f"{held['log_loss']:.4f}", f"{held['ece']:.4f}"))
     yield markdown_table(("rows", "macro F1", "accuracy", "log loss", "ECE"), rows, "lrrrr")
     yield (
-        "In brackets: 95 % intervals by bootstrap over rows. They say how much the score would change with other rows "
-        "of the same kind, and nothing of another training or other data. ECE is the expected calibration error.\n"
+        "In brackets: 95 % intervals, Wilson's of the accuracy and by bootstrap over rows of the macro F1. They say "
+        "how much the score would change with other rows of the same kind, and nothing of another training or other "
+        "data. ECE is the expected calibration error.\n"
     )
+    judged = metrics["modalities"]["scored_on"]
+    for name, words in ROWS.items():
+        held = metrics[name] if name != "training" or judged == name else None  # those that were seen say little anyway
+        few = None if held is None else few_mistakes(held["mistakes"], held["rows"])
+        if few is not None:
+            yield f"Beware: on the {words} {few}.\n"
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
@@ -173,6 +182,16 @@ def _account(metrics: dict[str, Any]) -> Iterator[str]:
         "This is of the fused model: models that are trained on one modality alone may do better than it does with "
         "one.\n"
     )
+    few = [
+        text.partition(";")[0]
+        for key, text in words.items()
+        if account[key].get("mistakes", FEW_MISTAKES) < FEW_MISTAKES
+    ]
+    if few:
+        yield f"Beware: with fewer than {FEW_MISTAKES} mistakes an interval is too narrow; here of {_listed(few)}.\n"
+    little = little_gain(account["fusion_gain"]["differing"], account["rows"])
+    if little is not None:
+        yield f"Beware: {little}.\n"
 
 
 def _limits(dataset: Dataset, metrics: dict[str, Any]) -> Iterator[str]:
@@ -195,8 +214,8 @@ def _limits(dataset: Dataset, metrics: dict[str, Any]) -> Iterator[str]:
         )
     searched = metrics["searched"]
     yield (
-        f"- The searched value ({all_in_words(searched['values'])}) is the best of many on the same validation rows, "
-        "and so flatters it. The number of epochs was chosen on these rows too."
+        f"- The searched value ({all_in_words(searched['values'])}) is of its best epoch and of one of the best trials, "
+        "all chosen on the same validation rows: such values flatter. The number of epochs was chosen on these too."
     )
     if metrics["confirmed"] is None:
         yield "- The choice was not confirmed on other seeds; `mmsearch confirm` does that."
@@ -211,7 +230,7 @@ def _digests_of(name: str) -> str:
 
 def _data(dataset: Dataset, metrics: dict[str, Any]) -> Iterator[str]:
     data = metrics["data"]
-    source = "the demo data of mmsearch" if dataset.layout == "demo" else f"`{_code(data['source'])}`"
+    source = "the demo data of mmsearch" if dataset.layout == "demo" else f"`{_code(PurePath(dataset.source).name)}`"
     rows = [f"{data['training_rows']:,} training rows"]
     rows += [
         f"{data[f'{name}_rows']:,} {words}"

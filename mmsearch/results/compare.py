@@ -11,6 +11,7 @@ from typing import Any
 from mmsearch.config import StudyConfig, hide_password
 from mmsearch.errors import UsageError
 from mmsearch.hyperparameters import TABLE
+from mmsearch.results.confirm import Confirmed
 from mmsearch.results.standing import Point, Standing, standing
 from mmsearch.results.statistics import CONFIDENCE, holm, welch_p
 from mmsearch.search.fingerprint import DEFAULTS, INIT, find, words
@@ -25,8 +26,8 @@ SIGNIFICANT = 1 - CONFIDENCE
 class Contest:
     """Whether the confirmed configurations of two studies differ by more than the luck of their seeds.
 
-    `p` is of Welch's t-test between the values on fresh seeds, corrected after Holm for the number of contests.
-    `difference` is how much better the mean of `better` is.
+    `p` is of Welch's t-test between the values on fresh seeds, corrected after Holm for all pairs of studies: which is
+    the best is known from the same values. `difference` is how much better the mean of `better` is.
     """
 
     better: str
@@ -155,19 +156,42 @@ def _contests(standings: Sequence[Standing]) -> tuple[tuple[Contest, ...], str |
     ):
         if len(values) > 1:
             return (), f"the studies have different {what}"
+    if split := _split(standings):
+        return (), f"the studies have different validation rows, since {split}"
     seeds = {len(chosen.values) for _, chosen in confirmed}
     if len(seeds) > 1:
         return (), f"confirmed on different numbers of seeds: {', '.join(str(len(c.values)) for _, c in confirmed)}"
     (number,) = seeds
     if number < 2:
         return (), "confirmed on a single seed"
-    best, held = max(confirmed, key=lambda pair: pair[0].sign * pair[1].mean)
-    others = [(one, chosen) for one, chosen in confirmed if one is not best]
-    p_values = holm([welch_p(held.values, chosen.values) for _, chosen in others])
+    position = max(range(len(confirmed)), key=lambda place: confirmed[place][0].sign * confirmed[place][1].mean)
+    best, held = confirmed[position]
+    p = _corrected(confirmed)
     return tuple(
-        Contest(best.name, one.name, best.sign * (held.mean - chosen.mean), number, p)
-        for (one, chosen), p in zip(others, p_values, strict=True)
+        Contest(best.name, one.name, best.sign * (held.mean - chosen.mean), number, p[frozenset((position, place))])
+        for place, (one, chosen) in enumerate(confirmed)
+        if place != position
     ), None
+
+
+def _corrected(confirmed: Sequence[tuple[Standing, Confirmed]]) -> dict[frozenset[int], float]:
+    """The corrected p-value of each pair of studies, by their places."""
+    found = {}
+    for pair in itertools.combinations(range(len(confirmed)), 2):
+        (one, held), (other, chosen) = (confirmed[place] for place in pair)
+        found[frozenset(pair)] = welch_p(held.values, chosen.values, (_resolution(one), _resolution(other)))
+    return dict(zip(found, holm([*found.values()]), strict=True))
+
+
+def _resolution(one: Standing) -> float:
+    return 0.0 if one.confirmed is None else one.confirmed.resolution
+
+
+def _split(standings: Sequence[Standing]) -> str | None:
+    """Why the studies have different validation rows, in words; None where they have the same."""
+    setups = [one.setup for one in standings if one.setup is not None]
+    names = [name for name in SPLIT if len({_said(setup, name) for setup in setups}) > 1]
+    return f"{' and '.join(names)} differ{'s' * (len(names) == 1)}" if names else None
 
 
 def _doubts(standings: Sequence[Standing]) -> Iterator[str]:
@@ -178,9 +202,8 @@ def _doubts(standings: Sequence[Standing]) -> Iterator[str]:
     setups = [one.setup for one in standings if one.setup is not None]
     if len({setup["data"] for setup in setups}) > 1:
         yield "values do not compare, since the studies have different data"
-    split = [name for name in SPLIT if len({_said(setup, name) for setup in setups}) > 1]
-    if split:
-        yield f"values are of different validation rows, since {' and '.join(split)} differ{'s' * (len(split) == 1)}"
+    if split := _split(standings):
+        yield f"values are of different validation rows, since {split}"
     for one in standings:
         if one.setup is None:
             yield f"{one.name} was not made by mmsearch: what it was begun with is not known"

@@ -59,7 +59,7 @@ def as_json(comparison: Comparison) -> str:
                     "other": contest.other,
                     "difference": contest.difference,
                     "seeds": contest.seeds,
-                    "test": "Welch's t-test, corrected after Holm",
+                    "test": "Welch's t-test, corrected after Holm for all pairs",
                     "p": contest.p,
                 }
                 for contest in comparison.contests
@@ -168,7 +168,7 @@ def _outcome(contest: Contest) -> str:
     p = "p < 0.001" if contest.p < 0.001 else f"p = {contest.p:.3f}"
     return (
         f"{contest.better} is ahead of {contest.other} by {contest.difference:.4f} over {contest.seeds} fresh seeds "
-        f"each; Welch's t-test has {p}: {luck}"
+        f"each; Welch's t-test, Holm-corrected for all pairs, has {p}: {luck}"
     )
 
 

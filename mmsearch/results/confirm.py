@@ -13,6 +13,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.config import StudyConfig
@@ -84,7 +85,7 @@ class Confirmation:
     stand those with fewer seeds, then those that cannot be the choice. `choice` is a trial's number: by `prefer` the
     best row, or the smallest model among those that do not differ from it. `finished` is how many trials the search had
     then, `now` how many it has. `missing` is how many values are not there, `failures` why, and `ended` why this run
-    ended before all was trained, where it did. `resolution` is what one validation row is worth.
+    ended before all was trained, where it did. `resolution` is what one validation row is worth, at most and about.
 
     The validation rows are those of the search: intervals are over seeds on the same rows, and say nothing of others.
     """
@@ -181,10 +182,17 @@ def winner(opened: OpenStudy) -> FrozenTrial:
 
 
 def worth_of_a_row(config: StudyConfig, dataset: Dataset) -> float:
-    """What one validation row is worth in the leading metric, about; with k-fold, in the mean over the folds."""
+    """What one validation row is worth in the leading metric, at most and about; with k-fold, in the mean of the folds.
+
+    A row of the smallest class moves macro F1 the most: a class has its share of it, however few its rows are.
+    """
     if config.metric == "loss":
         return 0.0
-    return 1 / sum(len(valid) for _, valid in validation_splits(dataset, config))
+    labels = [valid.labels for _, valid in validation_splits(dataset, config)]
+    if config.metric == "accuracy":
+        return fmean(1 / len(theirs) for theirs in labels) / len(labels)
+    counts = [np.unique(theirs, return_counts=True)[1] for theirs in labels]
+    return fmean(1 / (len(theirs) * int(theirs.min())) for theirs in counts) / len(labels)
 
 
 def interval_of(metric: str, values: Sequence[float]) -> Interval | None:

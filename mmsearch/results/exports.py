@@ -22,6 +22,7 @@ from mmsearch.results.bundle import Bundle, mean_logits
 from mmsearch.results.runtime import DESCRIPTION, INSTALL_ONNX, Floats, InMemory, load_predictor, quiet
 
 TOLERANCE = 1e-4  # between a probability of the model that was saved and of what was loaded
+TIE = 1e-6  # between two probabilities of a row: which is the greater, the order of summing decides
 
 
 class Program(nn.Module):
@@ -51,8 +52,10 @@ def write_exports(bundle: Bundle, split: Split, *, on_note: Callable[[str], None
     """Write model.pt2 and model.onnx into the folder that a bundle was saved in, and try out all that lies there.
 
     Each form, the weights too, is loaded from its file, and has to predict the rows of `split` as the bundle in memory:
-    the same labels, and probabilities within `TOLERANCE`. Returns, by form, the `largest_difference` and the number of
-    `rows`. Without the extra `onnx`, `on_note` is told how to get it, and that form is `skipped` with this sentence.
+    the same labels, and probabilities within `TOLERANCE`. Another label is allowed where its probability is within
+    `TIE` of the greatest: rounding decides such a row. Returns, by form, the `largest_difference`, the number of
+    `rows`, and how many `ties` fell the other way. Without the extra `onnx`, `on_note` is told how to get it, and that
+    form is `skipped` with this sentence.
 
     Raises `MmsearchError`, with the form and the difference, where one predicts something else, or cannot be written;
     its file is gone then.
@@ -83,13 +86,16 @@ def _compared(path: Path, split: Split, expected: Floats) -> dict[str, Any]:
     form = path.suffix.removeprefix(".")
     found = load_predictor(path).probabilities(split)
     worst = float(np.abs(found - expected).max())
-    labels = int((found.argmax(1) != expected.argmax(1)).sum())
+    label, chances = found.argmax(1), np.arange(len(expected))
+    others = label != expected.argmax(1)
+    tied = others & (expected.max(1) - expected[chances, label] <= TIE)
+    ties, labels = int(tied.sum()), int((others & ~tied).sum())
     if labels or not worst <= TOLERANCE:  # not a number is a difference too
         raise MmsearchError(
             f"the {form} form does not predict what the trained model does: of {len(expected)} rows {labels} have "
             f"another label, and probabilities differ by up to {worst:.2g} (allowed: {TOLERANCE:g})"
         )
-    return {"largest_difference": worst, "rows": len(expected)}
+    return {"largest_difference": worst, "rows": len(expected), "ties": ties}
 
 
 def _traced(bundle: Bundle) -> ExportedProgram:

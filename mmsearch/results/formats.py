@@ -15,18 +15,19 @@ from mmsearch.errors import UsageError
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet takes for one
 
 
-def to_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def to_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, exact: bool = False) -> str:
     """A header and a line a row; times as ISO 8601.
 
     A text that a spreadsheet would run as a formula gets an apostrophe in front, which there says that it is text
-    ("CSV injection", OWASP); JSON and Parquet have it as it is.
+    ("CSV injection", OWASP); with `exact`, for a program, it is as it is, and so it is in JSON and Parquet.
     """
-    return "".join(_line(row) for row in (columns, *rows))
+    told = _plain if exact else _harmless
+    return "".join(_line(map(told, row)) for row in (columns, *rows))
 
 
-def _line(cells: Sequence[Any]) -> str:
+def _line(cells: Iterable[Any]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(map(_harmless, cells))  # quotes the line's ends within a text
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # quotes the line's ends within a text
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -27,10 +27,11 @@ def escape_tex(text: str) -> str:
 def escape_markdown(text: str) -> str:
     """A text as Markdown shows it, on one line and within one, also in a cell of a table.
 
-    An underscore between letters or digits, as in `max_epochs`, means nothing there and stays as it is.
+    An underscore between letters or digits, as in `max_epochs`, means nothing there and stays as it is. Between two
+    dollar signs GitHub typesets a formula.
     """
     text = re.sub(r"[\x00-\x20\x7f]+", " ", text)
-    text = re.sub(r"[\\`*\[\]<>|~]|&(?=#?\w+;)", r"\\\g<0>", text)
+    text = re.sub(r"[\\`*\[\]<>|~$]|&(?=#?\w+;)", r"\\\g<0>", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", text)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from mmsearch.data.dataset import Index, Split
 from mmsearch.data.describe import tell_skipped
 from mmsearch.data.sources import load_rows
+from mmsearch.results.formats import to_csv
 from mmsearch.results.runtime import Predictor
 
 
@@ -28,14 +28,14 @@ def predictions_csv(
 
     rows: (n,) row ids. files: the image file and the audio file of each row, where it has any: two columns more. With
     `abstain_below` the column `abstained` says whether the confidence, the greatest probability, is smaller: true, and
-    `predicted` is not to be relied on, or false.
+    `predicted` is not to be relied on, or false. A name that a spreadsheet would run as a formula gets an apostrophe in
+    front, as `mmsearch.results.formats.to_csv` does it.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    table: list[list[Any]] = []
     named = ["image", "audio"] if files is not None else []
     known = ["label"] if labels is not None else []
     silent = ["abstained"] if abstain_below is not None else []
-    writer.writerow(["row_id", *named, *known, "predicted", "confidence", *silent, *(f"p_{name}" for name in classes)])
+    columns = ["row_id", *named, *known, "predicted", "confidence", *silent, *(f"p_{name}" for name in classes)]
     predicted = probabilities.argmax(1)
     for i, row in enumerate(rows.tolist()):
         paths = files[i] if files is not None else ()
@@ -43,14 +43,14 @@ def predictions_csv(
         chosen = predicted[i]
         confidence = probabilities[i, chosen]
         said = [] if abstain_below is None else ["true" if confidence < abstain_below else "false"]
-        writer.writerow([row, *paths, *truth, classes[chosen], confidence, *said, *probabilities[i]])
-    return text.getvalue()
+        table.append([row, *paths, *truth, classes[chosen], confidence, *said, *probabilities[i]])
+    return to_csv(columns, table)
 
 
 def submission_csv(classes: Sequence[str], probabilities: npt.NDArray[np.float32], rows: Index) -> str:
-    """`row_id,label` in the competition's form."""
-    lines = [f"{row},{classes[best]}" for row, best in zip(rows.tolist(), probabilities.argmax(1), strict=True)]
-    return "\n".join(["row_id,label", *lines]) + "\n"
+    """`row_id,label` in the competition's form: names are exact, since a program compares them."""
+    chosen = zip(rows.tolist(), probabilities.argmax(1), strict=True)
+    return to_csv(("row_id", "label"), ((row, classes[best]) for row, best in chosen), exact=True)
 
 
 def known_labels(split: Split) -> Index | None:

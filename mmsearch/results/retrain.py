@@ -8,7 +8,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def retrain_best(
     The test split, where it has labels, and the rows that were held back, are looked at once. Every form of the model
     is loaded again and must predict the same. The bundle is then moved to its place, `storage/<study>/retrained/
     <trial>`; an earlier one there stays, and the new one gets a number. A form that fails is left out, and
-    `MmsearchError` raised when all else is in its place.
+    `MmsearchError` raised when all else is in its place. Whatever else ends it after the training, also a
+    signal, leaves the weights as `<trial>-unfinished`, which `Bundle.load` reads.
 
     Raises `NoCompletedTrial`, `UsageError` for a trial that is not complete, a rule that is none, more members than
     there are configurations, and a threshold without a calibration, and `StudyMismatch` where the data are not those of
@@ -131,15 +133,15 @@ def _retrain(opened: OpenStudy, plan: Plan, dataset: Dataset, asked: Threshold |
     bundle = Bundle(members, dataset.trained, building)
     if calibration is not None:
         bundle = replace(bundle, temperature=calibration.temperature, abstain_below=calibration.abstain_below)
-    try:
+    with _kept_once_saved(building, str(plan.trial.number), listener):
         bundle.save(building)
         metrics = _describe(opened, plan, dataset, bundle, calibration, device, seconds, listener)
         failure = _complete(opened, dataset, bundle, metrics, device, listener)
-        folder = _move_in(building, config.paths.retrained, str(plan.trial.number))
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        folder = _move_in(building, str(plan.trial.number))
+        _point_at(folder)
     judged = metrics[metrics["modalities"]["scored_on"]]["macro_f1"]
-    known = {"trial": plan.trial.number, "macro_f1": judged, "folder": str(folder)}
+    place = folder.relative_to(config.storage_paths.folder).as_posix()  # others see it too, on other machines
+    known = {"trial": plan.trial.number, "macro_f1": judged, "folder": place}
     opened.optuna.set_user_attr(RETRAINED, known)
     save_note(opened)
     if failure is not None:
@@ -215,7 +217,7 @@ def _describe(
         "parameters": bundle.parameters,
         "seconds": round(seconds, 2),
         "data": {
-            "source": dataset.source,
+            "source": _told(dataset.source, Path(config.file)),
             "layout": dataset.layout,
             "fingerprint": dataset.fingerprint,
             "training_rows": len(dataset.train),
@@ -266,8 +268,40 @@ def _complete(
     return failure
 
 
-def _move_in(building: Path, parent: Path, name: str) -> Path:
-    """Give a finished folder its name, or the first free `name-2`, `name-3`, ...; then point `best` at it."""
+def _told(source: str, study_file: Path) -> str:
+    """Where data are, without the user's own folders: from the study file's folder or the one above, or a name only."""
+    if source == "demo":
+        return source
+    found = Path(os.path.relpath(source, study_file.resolve().parent))
+    return found.name if found.parts[:2] == ("..", "..") else found.as_posix()
+
+
+@contextmanager
+def _kept_once_saved(building: Path, name: str, listener: Listener) -> Iterator[None]:
+    """Whatever ends the block, also a signal: a model that was saved by then stays, as `<name>-unfinished`.
+
+    `best` does not point at it. A `MmsearchError` says where it is; of anything else `listener.note` is told. A model
+    that was not saved as a whole, or whose weights were wrong, is removed.
+    """
+    paths = BundlePaths(building)
+    try:
+        yield
+    except BaseException as error:
+        if not (paths.weights.exists() and paths.config.exists()):  # the last one that `Bundle.save` writes
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        folder = _move_in(building, f"{name}-unfinished")
+        said = f"the trained model is kept, and `mmsearch predict` takes it: {folder}"
+        if isinstance(error, MmsearchError):
+            error.args = (f"{error}; {said}",)
+        else:
+            listener.note(said)
+        raise
+
+
+def _move_in(building: Path, name: str) -> Path:
+    """Give a folder its name beside its old one, or the first free `name-2`, `name-3`, ..."""
+    parent = building.parent
     for attempt in range(1, 10_000):
         folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
         if folder.exists():
@@ -278,8 +312,12 @@ def _move_in(building: Path, parent: Path, name: str) -> Path:
             if not folder.exists():  # else somebody took the name meanwhile
                 raise
             continue
-        link = parent / f".{secrets.token_hex(4)}"
-        link.symlink_to(folder.name)
-        os.replace(link, parent / "best")
         return folder
     raise MmsearchError(f"{parent}: there are 10,000 retrained models of trial {name} already")
+
+
+def _point_at(folder: Path) -> None:
+    """Make the link `best` one to this folder."""
+    link = folder.with_name(f".{secrets.token_hex(4)}")
+    link.symlink_to(folder.name)
+    os.replace(link, folder.with_name("best"))

@@ -100,7 +100,7 @@ class InMemory:
         """As `Predictor`."""
         shapes = (member.model.shapes.audio for member in self.bundle.members)
         values = max(map(math.prod, (self.trained.shapes.audio, *shapes)))
-        found = []
+        found = [_no_rows(self.classes)]
         for rows in _blocks(split, max(1, CHUNK_VALUES // values)):
             # arrays of their own: features are computed into an array as long as the split's
             block = replace(split, image=split.image[rows], audio=split.audio[rows], label=None, origin=None)
@@ -135,7 +135,8 @@ class Exported:
         values = max(frame_values(self.trained, hyperparameters) for hyperparameters in self.said.members)
         rows = max(1, min(EVALUATION_ROWS, FRAME_VALUES // max(1, values)))
         blocks = _blocks(split, rows)
-        return np.concatenate([self.run(*raw_rows(replace(split, rows=block), self.trained)) for block in blocks])
+        found = (self.run(*raw_rows(replace(split, rows=block), self.trained)) for block in blocks)
+        return np.concatenate([_no_rows(self.classes), *found])
 
 
 def raw_rows(split: Split, trained: Trained) -> tuple[Floats, Floats]:
@@ -151,6 +152,11 @@ def raw_rows(split: Split, trained: Trained) -> tuple[Floats, Floats]:
             audio -= np.float32(1 << (8 * raw.itemsize - 1))
         audio *= np.float32(split.audio_scale / trained.audio_scale)
     return image, audio
+
+
+def _no_rows(classes: tuple[str, ...]) -> Floats:
+    """(0, classes) what the blocks of a split, which may be empty, are put behind."""
+    return np.zeros((0, len(classes)), np.float32)
 
 
 def _blocks(split: Split, size: int) -> Iterator[Index]:

@@ -28,6 +28,15 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
     return mean - half, mean + half
 
 
+def wilson(correct: int, rows: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's interval of a share, `correct` of `rows` rows, of which there must be one at least.
+
+    "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    ends = stats.binomtest(correct, rows).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
 def paired_p(one: Sequence[float], other: Sequence[float], resolution: float = 0.0) -> float | None:
     """The two-sided p-value of Student's paired t-test; None of fewer than two pairs.
 
@@ -45,14 +54,18 @@ def paired_p(one: Sequence[float], other: Sequence[float], resolution: float = 0
     return float(2 * stats.t.sf(abs(t), len(one) - 1))
 
 
-def welch_p(one: Sequence[float], other: Sequence[float]) -> float:
+def welch_p(one: Sequence[float], other: Sequence[float], resolutions: tuple[float, float] = (0.0, 0.0)) -> float:
     """The two-sided p-value of Welch's t-test of two samples, each of two values or more; their spreads may differ.
 
-    Samples without any spread differ for sure (p = 0), unless their means are the same (p = 1). Welch, "The
-    generalization of Student's problem when several different population variances are involved" (1947).
+    `resolutions` are the steps in which the values of each come, as in `paired_p`. Samples without any spread, nor a
+    step that may hide one, differ for sure (p = 0), unless their means are the same (p = 1). Welch, "The generalization
+    of Student's problem when several different population variances are involved" (1947).
     """
     difference = float(np.mean(one)) - float(np.mean(other))
-    errors = [float(np.var(sample, ddof=1)) / len(sample) for sample in (one, other)]
+    errors = [
+        (float(np.var(sample, ddof=1)) + step**2 / 12) / len(sample)
+        for sample, step in zip((one, other), resolutions, strict=True)
+    ]
     scale = max(1.0, *map(abs, (*one, *other)))
     if math.sqrt(sum(errors)) <= 1e-12 * scale:
         return 1.0 if abs(difference) <= 1e-12 * scale else 0.0

@@ -134,10 +134,13 @@ def choose_states(wanted: str) -> list[str]:
 def select_rows(
     rows: Sequence[Row], states: Collection[str] = (), top: int | None = None, sort: str = "best"
 ) -> list[Row]:
-    """Of rows that stand with the best first those in these states (all, where there are none), the first `top`.
+    """Of rows that stand with the best first those in these states, the first `top`.
 
+    Where no states are given these are all, or with `top` the complete ones: a pruned trial is not among the best.
     `sort` is the order of what is left, as of `trial_rows`.
     """
+    if top is not None and not states:
+        states = ("COMPLETE",)
     found = [row for row in rows if not states or row["state"] in states][:top]
     return sorted(found, key=lambda row: int(row["number"])) if sort == "number" else found
 

@@ -21,7 +21,7 @@ from mmsearch.spaces import Choices, Range
 
 NOTE = "mmsearch:note"  # system attribute of a study: a digest of the note that we wrote last
 WRITING = "writing"  # its value meanwhile: whoever is killed then leaves a note that is torn, and ours
-RETRAINED = "retrained"  # user attribute of a study: the model that was retrained last
+RETRAINED = "retrained"  # user attribute of a study: the model retrained last; its folder within the storage folder
 EVERY_S = 30.0  # between two notes of a search that runs, unless its best trial changes
 LAST_S = 10.0  # for the note that is written when all else is done
 # Options that say which study and which data are meant, as commands that only read take them, and those that train.

@@ -19,7 +19,7 @@ from mmsearch.hyperparameters import Value
 from mmsearch.search.budgets import Signals
 from mmsearch.search.database import creation_lock
 from mmsearch.search.launcher import prepared, team_of, work, working_here
-from mmsearch.search.machine import still_runs
+from mmsearch.search.machine import still_runs, this_process
 from mmsearch.search.opening import check_init, devices, opening
 from mmsearch.search.progress import Progress, plural
 from mmsearch.search.storage import FAIL_REASON, SEED
@@ -29,6 +29,8 @@ from mmsearch.search.worker import Orders
 
 LONGEST_NAME = 100  # of a study, as `StudySection` has it
 UNDER_WAY = (TrialState.WAITING, TrialState.RUNNING)
+WANTED = "mmsearch:wanted"  # system attribute of a study of repeats: who wants which configurations on which seeds
+WITHDRAWN = "withdrawn: a later run does not ask for it"
 
 Key = tuple[tuple[tuple[str, str], ...], int]
 
@@ -93,11 +95,11 @@ def repeat(
     A seed is a number from which a trial's own seeds derive, above the numbers of trials, so that none was seen in the
     search. Stopped at any moment and run again, it trains what is missing, and anew what failed. Several may run at
     once, also with other seeds or configurations: they share the work, and each waits until what is queued is done.
+    Where one withdraws what another on a machine that it cannot see into has queued, the other ends without it.
     Workers, signals and errors are as `mmsearch.search.launcher.launch` has them.
     """
     progress = progress or Progress()
     config = repeats_of(source.config, word)
-    wanted = [(key_of(params, seed), params, seed) for seed in seeds for params in configurations]
     ended = None
     with prepared(progress) as signals:
         places = devices(config)
@@ -106,13 +108,14 @@ def repeat(
             progress.note(line)
         with opened:
             token = opened.stop_asked()
-            if _queue(opened, wanted):
+            if _queue(opened, configurations, seeds):
                 ended = _train(source, opened, dataset, places, workers, token, signals, progress)
             found = _outcomes(opened.trials())
     nothing = Outcome(None)
-    return Repeats(
-        tuple(tuple(found.get(key_of(params, seed), nothing) for seed in seeds) for params in configurations), ended
-    )
+    outcomes = tuple(tuple(found.get(key_of(params, seed), nothing) for seed in seeds) for params in configurations)
+    if ended is None and any(outcome.reason == WITHDRAWN for theirs in outcomes for outcome in theirs):
+        ended = "another run, on a machine that cannot see this one, withdrew what this one had queued"
+    return Repeats(outcomes, ended)
 
 
 def key_of(params: Mapping[str, Value], seed: int = 0) -> Key:
@@ -159,32 +162,58 @@ def _train(
     return None if ending is None else ending.reason
 
 
-def _queue(opened: OpenStudy, wanted: Sequence[tuple[Key, Mapping[str, Value], int]]) -> bool:
+def _queue(opened: OpenStudy, configurations: Sequence[Mapping[str, Value]], seeds: Sequence[int]) -> bool:
     """Queue what is wanted and neither there nor under way; returns whether any of it is not there yet.
 
-    What an earlier run queued and nobody wants any more is withdrawn, unless another is at work on the study.
+    What is queued and no run wants that may be at work is withdrawn.
     """
     opened.reap(still_runs)
     with creation_lock(opened.config.storage_url):
         trials = opened.trials()
-        keys = {key for key, _, _ in wanted}
-        if not any(trial.state == TrialState.RUNNING for trial in trials):
-            for trial in trials:
-                if trial.state == TrialState.WAITING and _key(trial) not in keys:
-                    _withdraw(opened, trial)
+        wanted = {key_of(params, seed): (params, seed) for seed in seeds for params in configurations}
+        needed = wanted.keys() | _sign(opened, trials, configurations, seeds)
+        for trial in trials:
+            if trial.state == TrialState.WAITING and _key(trial) not in needed:
+                _withdraw(opened, trial)
         held = {_key(trial) for trial in trials if trial.state in (*UNDER_WAY, TrialState.COMPLETE)}
-        for key, params, seed in wanted:
+        for key, (params, seed) in wanted.items():
             if key not in held:
                 opened.storage.enqueue(opened.id, {"fixed_params": dict(params), SEED: seed})
         counts = count(opened.trials())
         opened.storage.set_study_system_attr(opened.id, TOTAL, counts.finished + counts.running + counts.waiting)
-    return not keys <= {_key(trial) for trial in trials if trial.state == TrialState.COMPLETE}
+    return not wanted.keys() <= {_key(trial) for trial in trials if trial.state == TrialState.COMPLETE}
+
+
+def _sign(
+    opened: OpenStudy,
+    trials: Sequence[FrozenTrial],
+    configurations: Sequence[Mapping[str, Value]],
+    seeds: Sequence[int],
+) -> set[Key]:
+    """Write down what this process wants; returns what others want that may be at work.
+
+    It is not enough that a trial runs: between two trials, and until the first worker is there, all of a run wait. Only
+    of a run on another machine nobody can tell: it counts as at work while any trial runs.
+    """
+    me, busy = this_process(""), any(trial.state == TrialState.RUNNING for trial in trials)
+    others = []
+    for run in opened.storage.get_study_system_attrs(opened.id).get(WANTED, ()):
+        runs = run["by"] != me and still_runs(run["by"])  # what this process wanted before, it wants no more
+        if runs or (runs is None and busy):
+            others.append(run)
+    mine: dict[str, Any] = {
+        "by": me,
+        "configurations": [dict(params) for params in configurations],
+        "seeds": list(seeds),
+    }
+    opened.storage.set_study_system_attr(opened.id, WANTED, [*others, mine])
+    return {key_of(params, seed) for run in others for params in run["configurations"] for seed in run["seeds"]}
 
 
 def _withdraw(opened: OpenStudy, trial: FrozenTrial) -> None:
     """Take a waiting trial out of the queue: it fails, without a retry."""
     if opened.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-        opened.fail(opened.storage.get_trial(trial._trial_id), "withdrawn: a later run does not ask for it", 0)
+        opened.fail(opened.storage.get_trial(trial._trial_id), WITHDRAWN, 0)
 
 
 def _key(trial: FrozenTrial) -> Key | None:

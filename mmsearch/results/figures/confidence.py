@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from scipy import stats
 
 from mmsearch.results.figures.rows import Scored
 from mmsearch.results.figures.style import BLUE, GREY, VERMILLION, Figure
-from mmsearch.results.statistics import BINS, CONFIDENCE, Floats, Interval, calibration_bins, expected_calibration_error
+from mmsearch.results.statistics import BINS, Floats, calibration_bins, expected_calibration_error, wilson
 
 POINTS = 400  # of a curve, at most
 
@@ -34,7 +33,7 @@ def reliability_figure(scored: Scored) -> Figure:
         correct = probabilities.argmax(1) == scored.labels
         count, mean, share = calibration_bins(confidence, correct).T
         held = count > 0
-        ends = np.array([_wilson(round(k), int(n)) for k, n in zip((share * count)[held], count[held], strict=True)])
+        ends = np.array([wilson(round(k), int(n)) for k, n in zip((share * count)[held], count[held], strict=True)])
         errors.append(expected_calibration_error(confidence, correct))
         said = f"{name} (ECE {errors[-1]:.4f})"
         plot.add_scatter(
@@ -92,12 +91,6 @@ def reliability_figure(scored: Scored) -> Figure:
         alternative=f"Expected calibration error {' before and '.join(f'{e:.4f}' for e in errors)}"
         + (" after temperature scaling." if scaled else "."),
     )
-
-
-def _wilson(right: int, rows: int) -> Interval:
-    """Wilson's interval of a share: "Probable inference, the law of succession, and statistical inference" (1927)."""
-    ends = stats.binomtest(right, rows).proportion_ci(CONFIDENCE, method="wilson")
-    return float(ends.low), float(ends.high)
 
 
 def selective_accuracy(confidence: Floats, correct: Floats) -> tuple[Floats, Floats, Floats]:

@@ -19,7 +19,7 @@ from mmsearch.results.report.content import (
     paragraph,
     table,
 )
-from mmsearch.results.report.material import Material, Searched
+from mmsearch.results.report.material import Material, Searched, without_roots
 from mmsearch.results.report.words import NONE, count, interval, listed, metric, p_value, score, setting
 
 
@@ -45,11 +45,12 @@ def _confirmed(held: Confirmation, searched: Searched) -> Iterator[Block]:
         f"The best trials, and the defaults, were trained again on {count(held.seeds, 'fresh seed')} each and scored "
         f"on the same validation rows. "
     )
-    tied = [row for row in held.rows if row.eligible and not row.differs and row.trial != best.trial]
+    others = held.rows[1:]
+    tied = [_name(row) for row in others if not row.differs]
     if tied:
-        trials = f"trial{'s' * (len(tied) != 1)} {listed([str(row.trial) for row in tied])}"
+        trials = f"trial{'s' * (len(tied) != 1)} {listed(tied)}"
         words += f"Trial {best.trial} has the best mean; {trials} cannot be told apart from it. "
-    elif best.p is None and len(held.rows) > 1:
+    elif others:
         words += f"Trial {best.trial} has the best mean, and differs from all others. "
     how = (
         "the smallest model of those that do not differ from the best mean"
@@ -68,7 +69,7 @@ def _confirmed(held: Confirmation, searched: Searched) -> Iterator[Block]:
             Code(searched.command("confirm")),
             " takes them in.",
         )
-    yield from _lacking(held)
+    yield from _lacking(held, searched)
     columns = (
         Column("trial", "right"),
         Column(f"mean {name}", "right"),
@@ -91,10 +92,15 @@ def _confirmed(held: Confirmation, searched: Searched) -> Iterator[Block]:
     yield table("confirmed", caption, columns, rows)
 
 
+def _name(row: Confirmed) -> str:
+    """A trial's number, and what is special about it."""
+    special = ["defaults"] * row.defaults + ["cannot be the choice"] * (not row.eligible)
+    return f"{row.trial} ({', '.join(special)})" if special else str(row.trial)
+
+
 def _row(row: Confirmed, first: bool) -> list[str]:
-    number = f"{row.trial} (defaults)" if row.defaults else str(row.trial)
     return [
-        number,
+        _name(row),
         score(row.mean),
         interval(row.interval),
         score(row.searched),
@@ -105,10 +111,10 @@ def _row(row: Confirmed, first: bool) -> list[str]:
     ]
 
 
-def _lacking(held: Confirmation | Ablation) -> Iterator[Block]:
+def _lacking(held: Confirmation | Ablation, searched: Searched) -> Iterator[Block]:
     """What is not there of the trainings that were planned."""
     if held.missing:
-        why = f": {'; '.join(held.failures)}" if held.failures else ""
+        why = f": {without_roots(searched.config, '; '.join(held.failures))}" if held.failures else ""
         yield note(f"{count(held.missing, 'value')} of these {'is' if held.missing == 1 else 'are'} missing{why}.")
 
 
@@ -126,31 +132,34 @@ def ablation(material: Material) -> Section:
         )
         return Section("ablation", title, blocks)
     winner = searched.best.number if material.confirmation is None else material.confirmation.choice
-    blocks = tuple(_ablated(held))
+    blocks = tuple(_ablated(held, searched))
     if held.trial != winner:
         again = Code(f"{searched.command('report')} --ablate")
         blocks = (note(f"The winner is now trial {winner}; ", again, " trains its ablation."), *blocks)
     return Section("ablation", title, blocks)
 
 
-def _ablated(held: Ablation) -> Iterator[Block]:
+def _ablated(held: Ablation, searched: Searched) -> Iterator[Block]:
     name = metric(held.metric)
-    mattering = [row.parameter for row in held.rows if row.differs and row.difference > 0]
+    worse = [row.parameter for row in held.rows if row.differs and row.difference > 0]
+    better = [row.parameter for row in held.rows if row.differs and row.difference < 0]
     words: list[str | Code] = [
         f"The configuration of trial {held.trial} was trained on {count(held.seeds, 'fresh seed')}, and so was the "
         "same with one hyperparameter at a time back at its default, on the same seeds and validation rows. As it is, "
         f"its mean {name} is {score(held.mean)}",
         f" ({interval(held.interval)}). " if held.interval is not None else ". ",
     ]
-    if mattering:
-        words.append("Worse beyond chance without the searched value: ")
-        for position, parameter in enumerate(mattering):
-            words += ["" if not position else ", ", Code(parameter)]
-        words.append(".")
-    else:
+    for said, parameters in (
+        ("Worse beyond chance without the searched value: ", worse),
+        ("Better beyond chance with the default: ", better),
+    ):
+        for position, parameter in enumerate(parameters):
+            words += [", " if position else said, Code(parameter)]
+        words += [". "] * bool(parameters)
+    if not worse and not better:
         words.append("No single one of its values makes a difference beyond chance.")
     yield paragraph(*words)
-    yield from _lacking(held)
+    yield from _lacking(held, searched)
     columns = (
         Column("back at its default", code=True),
         Column("best", "right"),

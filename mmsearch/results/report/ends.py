@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mmsearch.results.report.content import (
     Block,
@@ -20,8 +21,9 @@ from mmsearch.results.report.content import (
     table,
 )
 from mmsearch.results.report.material import Material, shown
-from mmsearch.results.report.model import KINDS
-from mmsearch.results.report.words import count, interval, metric, score, value
+from mmsearch.results.report.model import KINDS, few_mistakes
+from mmsearch.results.report.words import beside, count, interval, listed, metric, score, value
+from mmsearch.search.values import VIOLATED
 
 
 def summary(material: Material) -> Section:
@@ -37,12 +39,17 @@ def summary(material: Material) -> Section:
     )
     if confirmed is not None:
         chosen = confirmed.chosen
-        tiles.append(Tile(f"confirmed {metric(confirmed.metric)}", score(chosen.mean), _of(interval(chosen.interval))))
+        seen = f"trial {chosen.trial}; {_of(interval(chosen.interval))}"
+        tiles.append(Tile(f"confirmed {metric(confirmed.metric)}", score(chosen.mean), seen))
         drop = "" if chosen.drop is None else f", {abs(chosen.drop):.4f} {_worse(chosen.drop)} than in the search"
         words.append(
             f"On {count(confirmed.seeds, 'fresh seed')} trial {chosen.trial}, the choice, has a mean of "
             f"{score(chosen.mean)} ({interval(chosen.interval)}){drop}."
         )
+        alike = [str(row.trial) + " (the defaults)" * row.defaults for row in confirmed.rows[1:] if not row.differs]
+        if alike:
+            trials = f"Trial{'s' * (len(alike) > 1)} {listed(alike)}"
+            words.append(f"{trials} cannot be told apart from the best mean, trial {confirmed.rows[0].trial}'s.")
     if held is None:
         words.append("No model has been retrained, so nothing is known of other rows than those that validated.")
     else:
@@ -55,17 +62,22 @@ def summary(material: Material) -> Section:
                 f"{where}; {_of(interval(scores['macro_f1_interval']))}",
             )
         )
+        members = len(held.metrics["members"])
+        what = "the model" if members == 1 else f"the ensemble of {members} models"
         words.append(
-            f"Retrained on training and validation rows, the model has a macro F1 of {score(scores['macro_f1'])} (95 % "
+            f"Retrained on training and validation rows, {what} has a macro F1 of {score(scores['macro_f1'])} (95 % "
             f"interval {interval(scores['macro_f1_interval'])}) and an accuracy of {score(scores['accuracy'])} "
             f"({interval(scores['accuracy_interval'])}) on {where}."
         )
+        if few := few_mistakes(held):
+            words.append(few)
         gain = held.metrics["modalities"]["account"]["fusion_gain"]
         low, high = gain["interval"]
         tiles.append(Tile("gain of both modalities", f"{gain['macro_f1']:+.4f}", f"{low:+.4f} to {high:+.4f} macro F1"))
         words.append(
             f"Both modalities together gain {gain['macro_f1']:+.4f} macro F1 ({low:+.4f} to {high:+.4f}) over the "
-            "better one alone."
+            "better one alone, where the training mean stands in for the other: this is of the one fused model, not of "
+            "models trained on one modality."
         )
     blocks: list[Block] = [Tiles(tuple(tiles)), paragraph(" ".join(words))]
     if searched.counts.finished < searched.total:
@@ -79,9 +91,9 @@ def _against_defaults(material: Material) -> str:
         return "; the defaults have no value to compare it with."
     if searched.baseline.number == searched.best.number:
         return "; it has the defaults, and nothing that was tried is better."
-    side = "lower" if searched.smaller_is_better else "higher"
     baseline = value(searched.leading, searched.baseline.values[0])
-    return f", {searched.gain:.4f} {side} than the defaults' {baseline}."
+    violated = ", which violate a constraint" if searched.baseline.user_attrs.get(VIOLATED) else ""
+    return f", {beside(searched.gain, searched.smaller_is_better)} the defaults' {baseline}{violated}."
 
 
 def _worse(drop: float) -> str:
@@ -97,11 +109,17 @@ def reproduction(material: Material) -> Section:
     searched = material.searched
     config = searched.config
     done = [config.command("launch")]
-    if material.confirmation is not None:
-        done.append(searched.command("confirm"))
+    chosen = searched.best.number
+    if (confirmation := material.confirmation) is not None:
+        chosen = confirmation.choice
+        ranked = sum(row.rank is not None for row in confirmation.rows)
+        small = " --prefer small" if confirmation.prefer == "small" else ""
+        done.append(f"{searched.command('confirm')} --top {ranked} --seeds {confirmation.seeds}{small}")
     if material.model is not None:
-        done.append(searched.command("retrain-best"))
-    done.append(searched.command("report") + (" --ablate" if material.ablation is not None else ""))
+        chosen = int(material.model.metrics["trial"])
+        done.append(searched.command("retrain-best") + _asked(material.model.metrics, confirmation is not None))
+    ablated = "" if material.ablation is None else f" --ablate --seeds {material.ablation.seeds}"
+    done.append(searched.command("report") + ablated)
     versions = searched.versions()
     blocks: list[Block] = [
         paragraph("The study as it was run is ", Code(shown(config, config.paths.study_file)), "."),
@@ -110,7 +128,7 @@ def reproduction(material: Material) -> Section:
         paragraph(
             f"All seeds derive from the study's seed, {config.study.seed}, and from the numbers of the trials. A trial "
             "trains to the same numbers on the same hardware with the same versions and number of threads; ",
-            Code(f"{config.command('replay', []).replace('replay', f'replay {searched.best.number}', 1)}"),
+            Code(f"{config.command('replay', []).replace('replay', f'replay {chosen}', 1)}"),
             " trains one again and says whether that is so.",
         ),
     ]
@@ -121,6 +139,23 @@ def reproduction(material: Material) -> Section:
     if material.dataset is not None:
         blocks.append(paragraph("The digest of the data is ", Code(material.dataset.fingerprint), "."))
     return Section("reproduction", "How to make it again", tuple(blocks))
+
+
+def _asked(metrics: Mapping[str, Any], confirmed: bool) -> str:
+    """The options that a model was retrained with, as its metrics.json tells them."""
+    by, members, calibration = metrics["chosen"]["by"], metrics["members"], metrics["calibration"]
+    words = ""
+    if by == "trial":
+        words += f" --trial {metrics['trial']}"
+    elif by not in ("best", "confirmed") or (by == "best" and confirmed):
+        words += f" --pick {by}"
+    if len(members) > 1:
+        words += f" --ensemble {len(members)}"
+    if calibration is None:
+        words += " --no-calibrate"
+    elif calibration.get("asked") is not None:
+        words += f" --abstain-below {calibration['asked']}"
+    return words
 
 
 def limits(material: Material) -> Section:

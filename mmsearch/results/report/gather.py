@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from threadpoolctl import threadpool_limits
 
 from mmsearch.config import StudyConfig
@@ -20,9 +22,10 @@ from mmsearch.results.ablation import ablation_of
 from mmsearch.results.bundle import Bundle
 from mmsearch.results.confirm import Confirmation, confirmation_of
 from mmsearch.results.figures.model import layer_table, model_figures
-from mmsearch.results.figures.search import search_figures
+from mmsearch.results.figures.search import figures_of
+from mmsearch.results.figures.trials import read_study
 from mmsearch.results.report.content import Code, Text
-from mmsearch.results.report.material import Material, Model, Rows, Searched, shown
+from mmsearch.results.report.material import Material, Model, Rows, Searched, shown, without_roots
 from mmsearch.search.study import OpenStudy, count
 from mmsearch.training.device import choose_device
 
@@ -36,9 +39,9 @@ def gather(
     """All that a report of a study needs.
 
     `ablate` trains the ablation first; `retrain` makes a model where there is none of this study. None: then the report
-    says what is missing, and the data need not be there. `on_step` is told what took how long. Raises
-    `NoCompletedTrial`, `StudyMismatch` where study file or data are not those of the search, `DataError`, and what the
-    two raise.
+    says what is missing, and the data need not be there. The search is read when both have ended, once. `on_step` is
+    told what took how long. Raises `NoCompletedTrial`, `StudyMismatch` where study file or data are not those of the
+    search, `DataError`, and what the two raise.
     """
     config = opened.config
     opened.must_be_a_search()
@@ -51,14 +54,14 @@ def gather(
     if ablate is not None:
         with timed("the ablation", on_step):
             ablate(config)
-    searched, confirmation = read_search(opened), confirmation_of(opened)
-    bundle, doubts = _latest(searched, opened, confirmation)
-    if bundle is None and retrain is not None:
+    if retrain is not None and _latest(read_search(opened), opened, None)[0] is None:
         with timed("retraining, since there was no model of this study", on_step):
             retrain(config)
-        bundle, doubts = _latest(searched, opened, confirmation)
+    opened = Snapshot.of(opened, opened.trials())  # a search may go on meanwhile
+    searched, confirmation = read_search(opened), confirmation_of(opened)
+    bundle, doubts = _latest(searched, opened, confirmation)
     with timed("the figures of the search", on_step):
-        drawn = tuple(search_figures(opened))
+        drawn = tuple(figures_of(read_study(opened, confirmation)))
     model = None
     if bundle is not None:
         with timed("the figures of the model", on_step):
@@ -79,6 +82,22 @@ def gather(
     )
 
 
+@dataclass(frozen=True)
+class Snapshot(OpenStudy):
+    """A study whose trials are those of one moment, whatever a search adds."""
+
+    held: tuple[FrozenTrial, ...]
+
+    @staticmethod
+    def of(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> Snapshot:
+        """The study with these trials."""
+        return Snapshot(opened.config, opened.optuna, opened.storage, tuple(trials))
+
+    def trials(self) -> list[FrozenTrial]:
+        """Those trials."""
+        return list(self.held)
+
+
 @contextmanager
 def timed(what: str, on_step: Say) -> Iterator[None]:
     """Tell how long the block took, when it has ended well."""
@@ -94,7 +113,7 @@ def _dataset(config: StudyConfig, *, needed: bool) -> tuple[Dataset | None, str 
     except DataError as error:
         if needed:
             raise
-        return None, str(error)
+        return None, without_roots(config, str(error))
 
 
 def read_search(opened: OpenStudy) -> Searched:
@@ -132,7 +151,8 @@ def _latest(
         bundle = Bundle.load(link.resolve())
         metrics = bundle.metrics
     except (BundleError, OSError, ValueError) as error:
-        return None, ((f"The latest retrained model is left out, since it cannot be read: {error}.",),)
+        why = without_roots(opened.config, str(error))
+        return None, ((f"The latest retrained model is left out, since it cannot be read: {why}.",),)
     stranger = foreign(metrics, searched, (opened.stored_fingerprint() or {}).get("data"))
     if stranger is not None:
         return None, ((f"The latest retrained model is left out, since it {stranger}.",),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -205,3 +206,16 @@ class Material:
 def shown(config: StudyConfig, path: Path) -> str:
     """A file of a study as a report names it: from the storage folder on, not from the root of somebody's disk."""
     return path.resolve().relative_to(Path(config.study.folder).resolve().parent).as_posix()
+
+
+def without_roots(config: StudyConfig, text: str) -> str:
+    """A message whose absolute paths are cut: to what follows the working directory, the folder of the storage or the
+    data's, or else to the last part.
+    """
+    begins = r"(?<![\w./:~-])"  # not within a path or an address
+    for root in (Path.cwd(), Path(config.study.folder).resolve().parent):
+        text = re.sub(f"{begins}{re.escape(str(root))}/", "", text)
+    source = Path(config.data.source)
+    if source.is_absolute():
+        text = re.sub(f"{begins}{re.escape(str(source.parent))}/(?={re.escape(source.name)})", "", text)
+    return re.sub(rf"{begins}/(?:[^\s/:;,'\"()]+/)*(?=[^\s/])", "", text)

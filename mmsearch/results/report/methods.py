@@ -191,12 +191,7 @@ def _condition(config: StudyConfig, name: str) -> str:
 
 
 def _protocol(material: Material) -> Iterator[Block]:
-    config, rows = material.searched.config, material.rows
-    median = " (the median of the folds)" if config.folds > 1 else ""
-    text = (
-        "The chosen configuration is trained again on training and validation rows together, with the searched "
-        f"schedule, for as many epochs as were best in the search{median}. "
-    )
+    rows = material.rows
     judged = "test" if rows is None else rows.scored_on
     how = {
         "test": "The model is then scored on the test rows, which the search has not looked at.",
@@ -204,11 +199,12 @@ def _protocol(material: Material) -> Iterator[Block]:
         "training": "No labelled rows are left to test on: the model's scores are of the rows that it was trained on, "
         "and say nothing of new ones.",
     }
-    yield paragraph(text + how[judged])
+    yield paragraph(f"{_retraining(material)} {how[judged]}")
     items: list[Text] = [
         (
             "Intervals of a model's scores are 95 % percentile intervals of the bootstrap over the scored rows ",
             Cite("efron1979"),
+            *(("; that of the accuracy is Wilson's, of 95 % too ", Cite("wilson1927")) if _by_wilson(material) else ()),
             ".",
         )
     ]
@@ -231,3 +227,40 @@ def _protocol(material: Material) -> Iterator[Block]:
             )
         )
     yield Bullets(tuple(items))
+
+
+def _by_wilson(material: Material) -> bool:
+    """Whether the accuracy's interval is Wilson's; older models, whose mistakes were not counted, have another."""
+    return material.model is None or "mistakes" in material.model.scores
+
+
+def _retraining(material: Material) -> str:
+    """What is trained again, and for how long: of the model, or of the one that would be made now."""
+    if material.model is None:
+        confirmed = material.confirmation is not None
+        by, numbers = "confirmed" if confirmed else "best", [material.searched.best.number]
+    else:
+        metrics = material.model.metrics
+        by, confirmed = metrics["chosen"]["by"], metrics.get("confirmed") is not None
+        numbers = [member["trial"] for member in metrics["members"]]
+    median = " (the median of the folds)" if material.searched.config.folds > 1 else ""
+    chosen = {
+        "best": "the best configuration of the search",
+        "confirmed": "the configuration that was chosen on the fresh seeds",
+        "trial": f"the configuration of trial {numbers[0]}, which was asked for,",
+    }.get(by, f"the configuration of trial {numbers[0]}, picked by {by},")
+    times = "is"
+    if len(set(numbers)) > 1:
+        chosen = f"an ensemble of the configurations of trials {listed([str(number) for number in numbers])}"
+    elif len(numbers) > 1:
+        times = f"is, from {len(numbers)} seeds,"
+    epochs = f"as many epochs as were best in the search{median}"
+    if confirmed and len(set(numbers)) > 1:
+        epochs = f"the median of its best epochs over the fresh seeds where it was confirmed, and else {epochs}"
+    elif confirmed:
+        epochs = "the median of its best epochs over the fresh seeds"
+    each = "each for" if len(set(numbers)) > 1 else "for"
+    return (
+        f"{chosen[:1].upper()}{chosen[1:]} {times} trained again on training and validation rows together, with the "
+        f"searched schedule, {each} {epochs}."
+    )

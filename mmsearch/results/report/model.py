@@ -22,6 +22,7 @@ from mmsearch.results.report.material import Material, Model
 from mmsearch.results.report.words import NONE, count, fitted_on, interval, listed, score, setting, share
 
 CLASSES = 50  # that are listed; of more, those with the lowest F1
+FEW_MISTAKES = 5  # below which their number says little of how many there might have been
 COVERAGES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5)  # shares of rows with an answer that are listed
 
 KINDS = {
@@ -101,6 +102,8 @@ def _scores(held: Model) -> Iterator[Block]:
         f"({interval(scores['accuracy_interval'])}) and its log loss {score(scores['log_loss'])}."
     )
     yield paragraph(words)
+    if few := few_mistakes(held):
+        yield note(few)
     if held.scored_on == "training":
         yield note("These rows were trained on: the scores say nothing of new rows.")
     classes: Mapping[str, Mapping[str, Any]] = scores["per_class"]
@@ -123,6 +126,24 @@ def _scores(held: Model) -> Iterator[Block]:
     yield table("classes", f"{which} on the {kind}.", columns, rows)
 
 
+def few_mistakes(held: Model) -> str | None:
+    """That the bootstrap says too little of so few mistakes; None where there are enough, or nobody counted them.
+
+    Without any, 3 of n is about the upper end of the 95 % interval: Hanley and Lippman-Hand, "If nothing goes wrong, is
+    everything all right? Interpreting zero numerators" (1983).
+    """
+    mistakes, rows = held.scores.get("mistakes"), held.scores["rows"]
+    if mistakes is None or mistakes >= FEW_MISTAKES:
+        return None
+    where = f"these {count(rows, 'row')}"
+    if mistakes:
+        return f"With {count(mistakes, 'mistake')} on {where}, the bootstrap interval of the macro F1 is too narrow."
+    said = f"With no mistake on {where}, the bootstrap interval of the macro F1 is too narrow"
+    if held.scored_on == "training":  # which says nothing of new rows
+        return f"{said}."
+    return f"{said}: by the rule of three up to {share(min(1.0, round(3 / rows, 4)))} of new rows may be wrong."
+
+
 def _calibration(held: Model) -> Iterator[Block]:
     found, scores, kind = held.metrics.get("calibration"), held.scores, KINDS[held.scored_on]
     if found is None:
@@ -142,13 +163,10 @@ def _calibration(held: Model) -> Iterator[Block]:
             Cite("guo2017"),
             ".",
         )
-        if found["abstain_below"] is not None:
-            asked = f", asked for as {found['asked']}" if found.get("asked") else ""
-            yield paragraph(
-                f"The model abstains where its greatest probability is below {found['abstain_below']:.4f}{asked}. On "
-                f"the rows that the threshold was chosen on it then answers {share(round(found['coverage'], 4))} of "
-                f"them, with an accuracy of {score(found['accuracy_kept'])}."
-            )
+        if found["abstain_below"] is not None or found.get("asked"):
+            yield paragraph(_abstention(held, found))
+        for remark in found.get("remarks", ()):
+            yield note(f"Beware: {remark}.")
     curve = held.metrics.get("abstention") or []
     if curve:
         rows = [
@@ -162,6 +180,30 @@ def _calibration(held: Model) -> Iterator[Block]:
             columns,
             rows,
         )
+
+
+def _abstention(held: Model, found: Mapping[str, Any]) -> str:
+    """Where the model abstains, and what that brings: on the rows of the threshold, and on those of the scores."""
+    threshold = found["abstain_below"]
+    asked = f", asked for as {found['asked']}" if found.get("asked") else ""
+    if threshold is None:
+        return f"No threshold brings what was asked for, {found['asked']}: the model never abstains."
+    if threshold == 0:
+        return f"The threshold of abstaining is 0{asked}: the model never abstains."
+    words = (
+        f"The model abstains where its greatest probability is below {threshold:.4f}{asked}. On the rows that the "
+        f"threshold was chosen on it then {_answers(found['coverage'], found['accuracy_kept'])}"
+    )
+    if kept := held.scores.get("kept"):
+        rows = count(held.scores["rows"])
+        words += f"; on the {rows} {KINDS[held.scored_on]} it {_answers(kept['coverage'], kept['accuracy'])}"
+    return f"{words}."
+
+
+def _answers(coverage: float, accuracy: float | None) -> str:
+    if accuracy is None:
+        return "answers none of them"
+    return f"answers {share(round(coverage, 4))} of them, with an accuracy of {score(accuracy)}"
 
 
 def _steps(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -100,4 +100,10 @@ REFERENCES: dict[str, Reference] = {
         "Wilcoxon, F. Individual comparisons by ranking methods. Biometrics Bulletin 1(6), 1945.",
         "https://doi.org/10.2307/3001968",
     ),
+    "wilson1927": Reference(
+        "Wilson, 1927",
+        "Wilson, E. B. Probable inference, the law of succession, and statistical inference. Journal of the American "
+        "Statistical Association 22(158), 1927.",
+        "https://doi.org/10.1080/01621459.1927.10502953",
+    ),
 }

@@ -20,6 +20,7 @@ from mmsearch.results.report.content import (
 from mmsearch.results.report.material import Material, Searched
 from mmsearch.results.report.words import (
     NONE,
+    beside,
     count,
     metric,
     setting,
@@ -53,10 +54,9 @@ def _best(searched: Searched) -> Text:
         if baseline.number == best.number:
             words += " It has the defaults: nothing that was tried is better."
         else:
-            side = "lower" if searched.smaller_is_better else "higher"
             words += (
-                f" That is {searched.gain:.4f} {side} than the defaults' {value(searched.leading, baseline.values[0])} "
-                f"(trial {baseline.number})."
+                f" That is {beside(searched.gain, searched.smaller_is_better)} the defaults' "
+                f"{value(searched.leading, baseline.values[0])} (trial {baseline.number})."
             )
             violated = baseline.user_attrs.get(VIOLATED)
             words += f" The defaults violate a constraint: {violated}." if violated else ""

@@ -53,6 +53,13 @@ def p_value(p: float | None) -> str:
     return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def beside(gain: float, smaller_is_better: bool) -> str:
+    """A value beside another one that it is better than by `gain`: `0.0200 higher than`, `the same as`."""
+    if not gain:
+        return "the same as"
+    return f"{abs(gain):.4f} {'higher' if (gain > 0) != smaller_is_better else 'lower'} than"
+
+
 def listed(items: Sequence[str], last: str = "and") -> str:
     """`a`, `a and b`, `a, b and c`."""
     return f" {last} ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
