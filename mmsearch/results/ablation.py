@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -159,7 +160,7 @@ def compare(
         trial,
         tuple(values),
         fmean(values),
-        interval_of(metric, values),
+        interval_of(metric, values, resolution),
         tuple(rows),
         sum(map(missing, outcomes)),
         failures,
@@ -184,9 +185,9 @@ def _row(
         *pair,
         tuple(values),
         fmean(values),
-        interval_of(metric, values),
+        interval_of(metric, values, resolution),
         fmean(differences) if differences else sign * (fmean(known) - fmean(values)),
-        mean_interval(differences),
+        mean_interval(differences, resolution=resolution * math.sqrt(2)),  # of two values each
         paired_p(*both, resolution),
         False,
     )

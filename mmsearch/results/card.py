@@ -214,8 +214,8 @@ def _limits(dataset: Dataset, metrics: dict[str, Any]) -> Iterator[str]:
         )
     searched = metrics["searched"]
     yield (
-        f"- The searched value ({all_in_words(searched['values'])}) is of its best epoch and of one of the best trials, "
-        "all chosen on the same validation rows: such values flatter. The number of epochs was chosen on these too."
+        f"- The searched value ({all_in_words(searched['values'])}) is of its best epoch and of one of the best trials "
+        "chosen on the same rows, and so too good. The number of epochs was chosen on these too."
     )
     if metrics["confirmed"] is None:
         yield "- The choice was not confirmed on other seeds; `mmsearch confirm` does that."

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmsearch.results.compare import Comparison, Contest
 from mmsearch.results.formats import to_csv, to_json
-from mmsearch.results.standing import Point, Standing
+from mmsearch.results.standing import Point, Scored, Standing
 from mmsearch.results.statistics import Interval
 from mmsearch.search.progress import duration, plural
 from mmsearch.search.values import in_words
@@ -110,6 +110,7 @@ def _numbers(one: Standing) -> dict[str, Any]:
         "scored_on": None if scored is None else scored.on,
         "scored_rows": None if scored is None else scored.rows,
         "scored_trial": None if scored is None else scored.trial,
+        "scored_members": None if scored is None else scored.members,
         "scored_macro_f1": None if scored is None else scored.macro_f1,
         "scored_low": least,
         "scored_high": most,
@@ -123,7 +124,7 @@ def _summary(comparison: Comparison) -> Iterator[list[str]]:
     is_open = any(one.counts.running + one.counts.waiting for one in comparison.standings)
     yield [
         *("study", "trials", "complete", "pruned", "failed", *(["open"] if is_open else []), "training"),
-        *(f"best{shared}", "trial", "confirmed (95 %)", "trial", "test macro F1 (95 %)", "parameters"),
+        *(f"best{shared}", "trial", "confirmed (95 %)", "trial", "parameters", "test macro F1 (95 %)"),
     ]
     for one in comparison.standings:
         counts, chosen, scored = one.counts, one.chosen, one.scored
@@ -137,11 +138,16 @@ def _summary(comparison: Comparison) -> Iterator[list[str]]:
             NONE if one.best is None else str(one.best),
             NONE if chosen is None else _between(one.metric, chosen.mean, chosen.interval),
             NONE if chosen is None else str(chosen.trial),
-            NONE
-            if scored is None
-            else _between("macro_f1", scored.macro_f1, scored.interval) + (" held back" if scored.on != "test" else ""),
             NONE if one.parameters is None else str(one.parameters),
+            NONE if scored is None else _score(scored),
         ]
+
+
+def _score(scored: Scored) -> str:
+    """Of which model, too: it need not be the one that the rest of the row is about."""
+    rows = " held back" if scored.on != "test" else ""
+    model = f"trial {scored.trial}" if scored.members == 1 else f"{scored.members} models"
+    return f"{_between('macro_f1', scored.macro_f1, scored.interval)}{rows}, {model}"
 
 
 def _between(metric: str, value: float, interval: Interval | None) -> str:

@@ -195,9 +195,9 @@ def worth_of_a_row(config: StudyConfig, dataset: Dataset) -> float:
     return fmean(1 / (len(theirs) * int(theirs.min())) for theirs in counts) / len(labels)
 
 
-def interval_of(metric: str, values: Sequence[float]) -> Interval | None:
+def interval_of(metric: str, values: Sequence[float], resolution: float) -> Interval | None:
     """As `mean_interval`, within what the metric can be."""
-    found = mean_interval(values)
+    found = mean_interval(values, resolution=resolution)
     if found is None:
         return None
     return max(found[0], 0.0), found[1] if metric == "loss" else min(found[1], 1.0)
@@ -242,7 +242,7 @@ def summarise(
     found = [*zip(finalists, outcomes, strict=True)]
     values = {held.trial: [outcome.value for outcome in theirs] for held, theirs in found}
     failures = tuple(why_missing(f"trial {held.trial}", theirs) for held, theirs in found if missing(theirs))
-    rows = [_row(metric, sign, held, theirs) for held, theirs in found if missing(theirs) < len(theirs)]
+    rows = [_row(metric, sign, held, theirs, resolution) for held, theirs in found if missing(theirs) < len(theirs)]
     rows.sort(key=lambda row: (not row.eligible, -len(row.values), -sign * row.mean, row.parameters, row.trial))
     if not rows or not rows[0].eligible:
         raise NoCompletedTrial(f"no trial could be trained again on any seed: {failures[0]}")
@@ -268,7 +268,7 @@ def summarise(
     )
 
 
-def _row(metric: str, sign: int, held: Finalist, outcomes: Sequence[Outcome]) -> Confirmed:
+def _row(metric: str, sign: int, held: Finalist, outcomes: Sequence[Outcome], resolution: float) -> Confirmed:
     """What the values of one finalist say by themselves; there must be one."""
     there = [outcome for outcome in outcomes if outcome.value is not None]
     values = tuple(outcome.value for outcome in there if outcome.value is not None)
@@ -277,7 +277,7 @@ def _row(metric: str, sign: int, held: Finalist, outcomes: Sequence[Outcome]) ->
         **vars(held),
         values=values,
         mean=mean,
-        interval=interval_of(metric, values),
+        interval=interval_of(metric, values, resolution),
         drop=None if held.searched is None else sign * (held.searched - mean),
         parameters=there[0].parameters,
         p=None,

@@ -34,13 +34,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the latest retrained model scored: `on` is "test", or "held_back" where the test rows have no labels."""
+    """What the latest retrained model scored: `on` is "test", or "held_back" where the test rows have no labels.
+
+    `members` is how many models it averages, of which `trial` is the first.
+    """
 
     on: str
     macro_f1: float
     interval: Interval | None
     rows: int
     trial: int
+    members: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,6 @@ def _scored(opened: OpenStudy) -> Scored | None:
         scores = held[on]
         low, high = scores.get("macro_f1_interval") or (None, None)
         interval = None if low is None or high is None else (float(low), float(high))
-        return Scored(on, scores["macro_f1"], interval, scores["rows"], held["trial"])
+        return Scored(on, scores["macro_f1"], interval, scores["rows"], held["trial"], len(held.get("members", [held])))
     except (OSError, ValueError, KeyError, TypeError):  # never retrained, or somewhere else
         return None

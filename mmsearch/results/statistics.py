@@ -19,11 +19,17 @@ Index = npt.NDArray[np.int64]
 Interval = tuple[float, float]
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Student's interval of the mean of independent values; None of fewer than two."""
+def mean_interval(
+    values: Sequence[float], confidence: float = CONFIDENCE, *, resolution: float = 0.0
+) -> Interval | None:
+    """Student's interval of the mean of independent values; None of fewer than two.
+
+    `resolution` is the step in which the values come, as in `paired_p`: equal values are no certainty.
+    """
     if len(values) < 2:
         return None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean = float(np.mean(values))
+    error = math.sqrt((float(np.var(values, ddof=1)) + resolution**2 / 12) / len(values))
     half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
     return mean - half, mean + half
 

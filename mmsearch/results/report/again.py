@@ -81,7 +81,7 @@ def _confirmed(held: Confirmation, searched: Searched) -> Iterator[Block]:
         Column("parameters", "right"),
     )
     rows = [[Cell(text, row.trial == held.choice) for text in _row(row, row is best)] for row in held.rows]
-    worth = f", of which one is worth {held.resolution:.4f}" if held.resolution else ""
+    worth = f", of which one is worth at most about {held.resolution:.4f}" if held.resolution else ""
     caption: Text = (
         f"The best trials on {count(held.seeds, 'fresh seed')}; the choice is marked. Drop: how much worse the mean is "
         "than the value in the search. p: of the paired t-test against the best mean, corrected for the number of "
