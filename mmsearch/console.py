@@ -352,7 +352,7 @@ def _print_calibration(metrics: dict[str, Any]) -> None:
     if held["abstain_below"] is not None:
         there = _kept(held["coverage"], held["accuracy_kept"])
         here = _kept(scored["kept"]["coverage"], scored["kept"]["accuracy"])
-        print(f"abstains    below {held['abstain_below']:.4f}: keeps {there} of the unseen rows, {here} of the {where}")
+        print(f"abstains    below {held['abstain_below']:.4f}: keeps {there} of these rows, {here} of the {where}")
     for remark in held["remarks"]:
         print(f"            {remark}")
 

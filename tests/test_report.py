@@ -238,7 +238,7 @@ def test_the_ablation_stands_in_its_table(folder: Path) -> None:
     assert "seeds and validation rows" in said
     assert "No single one of its values" not in said
     said = words(build(material_of(searched, ablation=replace(ablation_of(searched), rows=(second,)))))
-    assert "No single one of its values makes a difference beyond chance." in said
+    assert "No single one of its values is shown to make a difference beyond chance." in said
     earlier = replace(ablation_of(searched), trial=0)
     assert "The winner is now trial 1; mmsearch report" in words(build(material_of(searched, ablation=earlier)))
 
@@ -607,7 +607,7 @@ def test_a_model_is_made_only_where_there_is_none(quick: Path) -> None:
         found = gather.gather(opened, retrain=None, ablate=None)
     assert (found.model, found.doubts, asked) == (None, (), [config])
     said = words(build(found))
-    assert "No model has been retrained" in said
+    assert "There is no retrained model to report" in said
     assert "mmsearch retrain-best" in said
 
 

@@ -208,7 +208,7 @@ def _pair(
         plot,
         width=960,
         height=500 + 20 * below,
-        alternative=f"Two scatter plots; {agree:.0%} of the rows lie in the cluster of their class.",
+        alternative=f"Two scatter plots; {agree:.1%} of the rows lie in the cluster of their class.",
     )
 
 

@@ -104,7 +104,7 @@ def _row(row: Confirmed, first: bool) -> list[str]:
         score(row.mean),
         interval(row.interval),
         score(row.searched),
-        NONE if row.drop is None else f"{row.drop:+.4f}",
+        NONE if row.drop is None else f"{round(row.drop, 4) + 0.0:+.4f}",
         p_value(row.p),
         NONE if first or row.p is None else "yes" if row.differs else "no",
         count(row.parameters),
@@ -157,7 +157,7 @@ def _ablated(held: Ablation, searched: Searched) -> Iterator[Block]:
             words += [", " if position else said, Code(parameter)]
         words += [". "] * bool(parameters)
     if not worse and not better:
-        words.append("No single one of its values makes a difference beyond chance.")
+        words.append("No single one of its values is shown to make a difference beyond chance.")
     yield paragraph(*words)
     yield from _lacking(held, searched)
     columns = (

@@ -51,7 +51,9 @@ def summary(material: Material) -> Section:
             trials = f"Trial{'s' * (len(alike) > 1)} {listed(alike)}"
             words.append(f"{trials} cannot be told apart from the best mean, trial {confirmed.rows[0].trial}'s.")
     if held is None:
-        words.append("No model has been retrained, so nothing is known of other rows than those that validated.")
+        words.append(
+            "There is no retrained model to report, so nothing is known of other rows than those that validated."
+        )
     else:
         scores, kind = held.scores, KINDS[held.scored_on]
         where = f"{count(scores['rows'])} {kind}"
@@ -182,7 +184,7 @@ def _limits(material: Material) -> Iterator[Text]:
             "varies, and not how much other rows would change.",
         )
     if held is None:
-        yield ("No model was scored on rows that the search has not seen.",)
+        yield ("Nothing in this report was scored on rows that the search has not seen.",)
         return
     kind = KINDS[held.scored_on]
     yield (

@@ -55,7 +55,7 @@ def model(material: Material) -> Section:
     if held is None:
         blocks: tuple[Block, ...] = (
             *doubts,
-            paragraph("No model has been retrained. This command trains the winner again and scores it:"),
+            paragraph("There is no retrained model to report. This command trains the winner again and scores it:"),
             Commands((material.searched.command("retrain-best"),)),
         )
         return Section("model", "The model", blocks)
