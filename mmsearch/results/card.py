@@ -154,8 +154,8 @@ def _calibration(metrics: dict[str, Any]) -> Iterator[str]:
         kept = scored["kept"]
         yield (
             f"It abstains where its confidence is below {held['abstain_below']:.4f} (asked for: "
-            f"{escape_markdown(held['asked'])}). Of the rows that it was fitted on that "
-            f"keeps {held['coverage']:.1%}, with an accuracy of {_accuracy(held['accuracy_kept'])}; of the {name.replace('_', ' ')} rows "
+            f"{escape_markdown(held['asked'])}). Of the rows that it was fitted on this keeps {held['coverage']:.1%}, "
+            f"with an accuracy of {_accuracy(held['accuracy_kept'])}; of the {name.replace('_', ' ')} rows "
             f"{kept['coverage']:.1%}, with {_accuracy(kept['accuracy'])}.\n"
         )
     for remark in held["remarks"]:
