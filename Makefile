@@ -27,7 +27,9 @@ demo: .venv/installed
 	$(MMSEARCH) launch --trials 20 --workers 2
 	@echo "== 4. retrain the best trial"
 	$(MMSEARCH) retrain-best
-	@echo "== 5. export the trial table"
+	@echo "== 5. write the report"
+	$(MMSEARCH) report
+	@echo "== 6. export the trial table"
 	$(MMSEARCH) export --format md --sort best
 
 lint: .venv/installed-dev
