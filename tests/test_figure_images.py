@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -130,13 +131,13 @@ def test_a_browser_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_nothing_of_a_browser_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require("chromium")
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    write_images([figure()], tmp_path / "figures", ("svg",))
-    assert list((tmp_path / "scratch").iterdir()) == []
-    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
-    assert running == []
+    with tempfile.TemporaryDirectory() as scratch:  # not below tmp_path: the name of a browser's socket has a limit
+        monkeypatch.setenv("TMPDIR", scratch)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        write_images([figure()], tmp_path / "figures", ("svg",))
+        assert list(Path(scratch).iterdir()) == []
+        running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if scratch.encode() in _read(path)]
+        assert running == []
 
 
 def _read(path: Path) -> bytes:

@@ -328,7 +328,7 @@ def test_a_search_for_two_metrics_under_a_constraint(mmsearch: Run, two: Path) -
     ranked = list(csv.DictReader(io.StringIO(mmsearch("export", "--sort", "best").stdout)))
     assert ranked[0] == best
     assert ranked[-1]["feasible"] == "False"
-    assert f" {float(best['parameters']):.0f} " in mmsearch("export", "--format", "md").stdout  # not 2.78e+04
+    assert f"**{float(best['parameters']):.0f}**" in mmsearch("export", "--format", "md").stdout  # not 2.78e+04
 
 
 def here(workspace: Path, name: str = "digits") -> StudyConfig:

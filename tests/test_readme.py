@@ -73,7 +73,7 @@ def test_each_row_of_the_fault_table_names_a_test_that_is_there() -> None:
 
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path: Path) -> None:
-    example = re.search(r"```python\n(.*?)```", README, re.S)
+    example = re.search(r"```python\n(.*?)```", README.partition("## From Python")[2], re.S)
     assert example is not None
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
     code = example[1] + "\nassert probabilities.shape == (1000, 10)\n"

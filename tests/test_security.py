@@ -87,9 +87,13 @@ def dangers(source: str) -> list[str]:
 SOURCES = [path for folder in ("mmsearch", "scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
+# A .pt2 is a program, which the user is told to trust before it is loaded.
+KNOWN = {"mmsearch/results/runtime.py": ["torch.export.load without weights_only=True"]}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_unpickles_or_runs_what_comes_with_data(path: Path) -> None:
-    assert dangers(path.read_text(encoding="utf-8")) == []
+    assert dangers(path.read_text(encoding="utf-8")) == KNOWN.get(str(path.relative_to(ROOT)), [])
 
 
 @pytest.mark.parametrize(
