@@ -73,6 +73,14 @@ class Choices:
 Dimension = Fixed | Range | Choices
 
 
+def extent(dimension: Range | Choices) -> str:
+    """What a dimension that varies reaches over, in words: `0.0001 to 0.01, logarithmic`."""
+    if isinstance(dimension, Choices):
+        return ", ".join(show(option) for option in dimension.options)
+    extra = ", logarithmic" if dimension.log else f", in steps of {show(dimension.step)}" if dimension.step else ""
+    return f"{show(dimension.low)} to {show(dimension.high)}{extra}"
+
+
 @dataclass(frozen=True)
 class Space:
     """The dimensions that a study file names; what it leaves out is fixed at the program's default.

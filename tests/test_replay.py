@@ -325,12 +325,13 @@ def test_a_trial_that_went_on_elsewhere_is_as_if_nothing_had_been(mmsearch: Run,
     )
 )
 def test_any_log_is_read(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
-    from mmsearch.results.replay import _last_attempt
+    from mmsearch.results.epochs import last_attempt
 
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
-    rows = _last_attempt(path)
-    assert len({row.get("attempt") for row in rows.values()}) <= 1
+    rows = last_attempt(path)
+    assert len({row.get("attempt") for row in rows}) <= 1
+    assert all(isinstance(row["epoch"], int) for row in rows)
 
 
 @pytest.mark.slow

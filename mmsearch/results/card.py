@@ -21,7 +21,7 @@ from mmsearch.results.scores import FEW_MISTAKES, few_mistakes, little_gain, sco
 from mmsearch.search.progress import duration, plural
 from mmsearch.search.study import OpenStudy
 from mmsearch.search.values import all_in_words
-from mmsearch.spaces import Choices, Range
+from mmsearch.spaces import extent
 
 ROWS = {
     "test": "test rows",
@@ -264,7 +264,7 @@ def _search(opened: OpenStudy, metrics: dict[str, Any]) -> Iterator[str]:
         + f". The metric is {_listed([f'`{metric}`' for metric in opened.metrics])} on {_validation(opened)}.\n"
     )
     rows = [
-        (name, _extent(dimension), _chosen(metrics, name)) for name, dimension in config.dimensions.varying().items()
+        (name, extent(dimension), _chosen(metrics, name)) for name, dimension in config.dimensions.varying().items()
     ]
     if rows:
         yield markdown_table(("parameter", "searched over", "chosen"), rows)
@@ -275,13 +275,6 @@ def _validation(opened: OpenStudy) -> str:
     if folds > 1:
         return f"validation rows, the mean of {folds} folds"
     return f"validation rows, {data.fraction:.0%} of {'all' if data.validation == 'three_way' else 'the training rows'}"
-
-
-def _extent(dimension: Range | Choices) -> str:
-    if isinstance(dimension, Choices):
-        return ", ".join(show(option) for option in dimension.options)
-    extra = ", logarithmic" if dimension.log else f", in steps of {show(dimension.step)}" if dimension.step else ""
-    return f"{show(dimension.low)} to {show(dimension.high)}{extra}"
 
 
 def _chosen(metrics: dict[str, Any], name: str) -> str:

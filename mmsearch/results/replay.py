@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -14,6 +12,7 @@ from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import MmsearchError, StudyMismatch, TrialFailed, UsageError
+from mmsearch.results.epochs import last_attempt
 from mmsearch.search.clean import owns_folder
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.progress import plural
@@ -189,7 +188,8 @@ def _ended(opened: OpenStudy, number: int) -> FrozenTrial:
 def _stored(opened: OpenStudy, trial: FrozenTrial) -> _Stored:
     """What was written down of a trial's last attempt; raises `UsageError` where no number of it was."""
     path = opened.config.paths.epochs(trial.number)
-    rows = _last_attempt(path) if owns_folder(opened) else {}
+    found = last_attempt(path) if owns_folder(opened) else []
+    rows = {(row.get("fold", 1), row["epoch"]): row for row in found}
     reports = dict(trial.intermediate_values)
     epochs = [len(rows), trial.user_attrs.get("epochs", 0), *(reports if opened.config.folds == 1 else ())]
     if not rows and not reports and not (trial.state == TrialState.COMPLETE and max(epochs)):
@@ -198,23 +198,6 @@ def _stored(opened: OpenStudy, trial: FrozenTrial) -> _Stored:
             f"compare with: there is none in the storage, nor in {path}"
         )
     return _Stored(rows, reports, max(epochs))
-
-
-def _last_attempt(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """The rows of a trial's log that its last attempt wrote; a line that a kill tore is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return {}
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "epoch" in row:
-            rows.append(row)
-    return {(row.get("fold", 1), row["epoch"]): row for row in rows if row.get("attempt") == rows[-1].get("attempt")}
 
 
 def _as_far(

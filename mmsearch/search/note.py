@@ -17,7 +17,7 @@ from mmsearch.search.database import creation_lock
 from mmsearch.search.progress import Event, Progress, Snapshot, plural
 from mmsearch.search.study import CONFIRMED, OpenStudy, count, total_of
 from mmsearch.search.values import METRICS, all_in_words, in_words
-from mmsearch.spaces import Choices, Range
+from mmsearch.spaces import extent
 
 NOTE = "mmsearch:note"  # system attribute of a study: a digest of the note that we wrote last
 WRITING = "writing"  # its value meanwhile: whoever is killed then leaves a note that is torn, and ours
@@ -118,7 +118,7 @@ def note_of(opened: OpenStudy) -> str:
         "|---|---|---|",
     ]
     for name, dimension in config.dimensions.varying().items():
-        lines.append(f"| `{name}` | {_words(dimension)} | {show(dimension.default)} |")
+        lines.append(f"| `{name}` | {extent(dimension)} | {show(dimension.default)} |")
     lines += [
         "",
         f"Sampler {config.search.sampler}, pruner {pruner}, at most {config.search.max_epochs} epochs, "
@@ -211,10 +211,3 @@ def _value(config: StudyConfig) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _words(dimension: Range | Choices) -> str:
-    if isinstance(dimension, Choices):
-        return ", ".join(show(option) for option in dimension.options)
-    extra = ", logarithmic" if dimension.log else f", in steps of {show(dimension.step)}" if dimension.step else ""
-    return f"{show(dimension.low)} to {show(dimension.high)}{extra}"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 from plotly.subplots import make_subplots
 
+from mmsearch.results.epochs import last_attempt
 from mmsearch.results.figures.style import BLUE, GREEN, GREY, OCHRE, PURPLE, VERMILLION, Figure
 from mmsearch.results.figures.trials import (
     KINDS,
@@ -86,7 +84,7 @@ def learning_curves(searched: Searched) -> Figure | None:
 def read_curves(searched: Searched, trial: FrozenTrial) -> Curves:
     """A trial's epochs, from the log that its last attempt wrote; else what it reported to the storage."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in _last_attempt(searched.epochs(trial.number)):
+    for row in last_attempt(searched.epochs(trial.number)):
         for name, value in row.items():
             if drawable(value):
                 found[name][row["epoch"]].append(value)
@@ -96,23 +94,6 @@ def read_curves(searched: Searched, trial: FrozenTrial) -> Curves:
         }
     columns = {name: {epoch: fmean(held) for epoch, held in column.items()} for name, column in found.items()}
     return Curves(trial, {name: column for name, column in columns.items() if column})
-
-
-def _last_attempt(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that its last attempt wrote; a line that a kill tore is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # trained on a machine whose files are not here
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-            rows.append(row)
-    return [row for row in rows if row.get("attempt") == rows[-1].get("attempt")]
 
 
 def _draw_others(plot: go.Figure, others: Sequence[Curves], name: str, column: int) -> None:
