@@ -14,7 +14,7 @@ from mmsearch.data.dataset import Shapes, Split, statistics
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
 from mmsearch.models.fusion import WeightedLogits
-from mmsearch.models.layers import DropPath
+from mmsearch.models.layers import ACTIVATIONS, MONOTONE, Conv1d, Dropout, DropPath
 from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Encoder, Fusion, register
 from mmsearch.spaces import Choices, Fixed, Range, Space
 
@@ -186,6 +186,45 @@ def random_configuration(space: Space, rng: np.random.Generator) -> Hyperparamet
         )  # fmt: skip
 
     return space.walk(pick)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop, rows = Dropout(0.3), torch.full((400, 500), 2.0, requires_grad=True)
+    out = drop(rows)
+    out.sum().backward()
+    kept = out != 0
+    assert 0.29 < 1 - kept.float().mean() < 0.31
+    assert torch.allclose(out[kept], torch.tensor(2 / 0.7))
+    assert rows.grad is not None and torch.equal(rows.grad != 0, kept)
+    assert 1.97 < out.mean() < 2.03
+    assert drop(rows.detach().bfloat16()).dtype == torch.bfloat16
+    assert not Dropout(1.0)(rows).any()
+    assert torch.equal(drop.eval()(rows), rows)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_convolution_over_time_is_torchs(kernel: int) -> None:
+    torch.manual_seed(0)
+    ours, torchs = Conv1d(3, 4, kernel, padding=kernel // 2), torch.nn.Conv1d(3, 4, kernel, padding=kernel // 2)
+    torchs.load_state_dict(ours.state_dict())
+    rows = torch.randn(5, 9, 3).transpose(1, 2)
+    found = ours(rows.unsqueeze(2))
+    assert found.shape == (5, 4, 1, 9)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found.squeeze(2), torchs(rows), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_pooling_may_precede_what_only_rises(name: str) -> None:
+    """And what it precedes in the factory's models is nothing else."""
+    activation, rows = ACTIVATIONS[name](), torch.linspace(-9, 9, 10_001)
+    rises = bool((activation(rows.clone()).diff() >= 0).all())
+    assert isinstance(activation, MONOTONE) == rises
+    image = build_model(configuration(image__encoder="cnn", image__cnn__activation=name), SHAPES).image_encoder
+    kinds = [type(module) for module in image.modules()]
+    first = [kinds.index(kind) for kind in (torch.nn.MaxPool2d, type(activation))]
+    assert (first[0] < first[1]) == rises
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
@@ -23,12 +25,13 @@ from mmsearch.errors import LossNotFinite
 from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.spaces import Fixed, Space
-from mmsearch.training.batches import Batches
-from mmsearch.training.fit import EpochResult, Precision, evaluate, fit, predict_logits, seed_everything
+from mmsearch.training.batches import _RESIDENT, Batches, resident
+from mmsearch.training.fit import EpochResult, evaluate, fit, predict_logits, seed_everything
 from mmsearch.training.latency import latency_ms
 from mmsearch.training.losses import LOSSES, class_weights, cross_entropy, focal, weight_matrices
 from mmsearch.training.metrics import Confusion, accuracy, macro_f1
-from mmsearch.training.optimisers import SCHEDULES, build_optimiser, build_schedule
+from mmsearch.training.optimisers import OPTIMISERS, SCHEDULES, build_optimiser, build_schedule
+from mmsearch.training.precision import Computed
 
 CPU = torch.device("cpu")
 
@@ -381,6 +384,17 @@ def test_pixels_are_scaled_whatever_their_type() -> None:
         assert torch.allclose(batch.image, torch.tensor(scale))
 
 
+def test_an_array_lies_once_on_a_device_as_long_as_it_is_there() -> None:
+    meta, array = torch.device("meta"), np.zeros((4, 2))
+    held = resident(array, meta)
+    assert resident(array, meta) is held
+    assert resident(np.zeros((4, 2)), meta) is not held
+    assert resident(array, CPU).data_ptr() == array.ctypes.data
+    before = len(_RESIDENT)
+    del array
+    assert len(_RESIDENT) == before - 1
+
+
 def test_evaluation_leaves_the_model_as_it_is(dataset: Dataset) -> None:
     hyperparameters = configuration(image__encoder="cnn")
     model = build_model(hyperparameters, dataset.shapes)
@@ -393,7 +407,7 @@ def test_lower_precision_trains_as_well_and_keeps_weights_and_scores_in_float32(
     hyperparameters = configuration(image__encoder="cnn", audio__encoder="conv1d", optimizer__lr=3e-3)
     fitted, valid = holdout(dataset, 0.2, 0)
     scores = {}
-    for precision in get_args(Precision):
+    for precision in get_args(Computed):
         seed_everything(0)
         model = build_model(hyperparameters, dataset.shapes, statistics(fitted))
         results = list(fit(model, fitted, valid, hyperparameters, epochs=4, seed=0, device=CPU, precision=precision))
@@ -403,3 +417,50 @@ def test_lower_precision_trains_as_well_and_keeps_weights_and_scores_in_float32(
     assert scores["float32"] != scores["bfloat16"]
     assert scores["bfloat16"].macro_f1 == pytest.approx(scores["float32"].macro_f1, abs=0.06)
     assert scores["bfloat16"].macro_f1 > 0.8
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_an_optimiser_is_torchs(name: str) -> None:
+    """The same weights, with weight decay and momentum, through a change of the rate and a state that is reloaded."""
+    found = []
+    for kind in (
+        OPTIMISERS[name],
+        {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name],
+    ):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        options: dict[str, float] = {"weight_decay": 0.1} | ({"momentum": 0.9} if name == "sgd" else {})
+        optimiser = kind(layer.parameters(), lr=0.1, fused=True, **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 / (1 + step))
+        for step in range(6):
+            optimiser.zero_grad()
+            layer(torch.randn(7, 5)).square().sum().backward()
+            optimiser.step()
+            schedule.step()
+            if step == 3:
+                state = optimiser.state_dict()
+                optimiser = kind(layer.parameters(), lr=9.0, fused=True, **options)
+                optimiser.load_state_dict(state)
+        found.append(torch.cat([parameter.detach().flatten() for parameter in layer.parameters()]))
+    assert torch.equal(*found)
+
+
+def test_training_does_not_load_torchs_compiler() -> None:
+    """It costs a worker nearly a second and 70 MB."""
+    script = """
+import sys, torch
+from mmsearch.training.optimisers import OPTIMISERS
+layer = torch.nn.Linear(2, 2)
+for kind in OPTIMISERS.values():
+    optimiser = kind(layer.parameters(), lr=0.1, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)
+    optimiser.zero_grad()
+    layer(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    schedule.step()
+    optimiser.load_state_dict(optimiser.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )

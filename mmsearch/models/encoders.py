@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmsearch.models.layers import Positions, ResidualBlock, attention, convolution, dense, dropout
+from mmsearch.models.layers import MONOTONE, Dropout, Positions, ResidualBlock, attention, convolution, dense, dropout
 from mmsearch.models.registry import AUDIO_ENCODERS, IMAGE_ENCODERS, Encoder, register
 
 _dropout = dropout  # by another name where a parameter is called so
@@ -19,7 +19,7 @@ _dropout = dropout  # by another name where a parameter is called so
 class ConvolutionBlocks(Encoder):
     """Blocks of convolutions, each followed by max-pooling by 2 and dropout; the embedding is the whole last map.
 
-    A map of one pixel, or one step, is no longer pooled.
+    A map of one pixel, or one step, is no longer pooled. Sequences lie as images of one line.
     """
 
     def __init__(
@@ -33,21 +33,21 @@ class ConvolutionBlocks(Encoder):
         kind: str,
     ) -> None:
         super().__init__()
-        dimensions = len(size)
+        halved = 2 if len(size) == 2 else (1, 2)
         blocks: list[nn.Module] = []
         for position, width in enumerate(filters):
             blocks += block(position, channels, width)
             if min(size) >= 2:
-                blocks.append(nn.MaxPool2d(2) if dimensions == 2 else nn.MaxPool1d(2))
+                blocks.insert(len(blocks) - isinstance(blocks[-1], MONOTONE), nn.MaxPool2d(halved))
                 size = tuple(side // 2 for side in size)
-            blocks += _dropout(kind, rate, dimensions)
+            blocks += _dropout(kind, rate, True)
             channels = width
         self.blocks = nn.Sequential(*blocks)
         self.token_width = channels
         self.width = channels * math.prod(size)
 
     def tokens(self, values: Tensor) -> Tensor:
-        """(B, channels, *size) -> (B, places, filters of the last block)."""
+        """(B, channels, height or 1, width) -> (B, places, filters of the last block)."""
         found: Tensor = self.blocks(values).movedim(1, -1)
         return found.flatten(1, -2)
 
@@ -226,7 +226,8 @@ class Conv1d(ConvolutionBlocks):
 
     def tokens(self, values: Tensor) -> Tensor:
         """(B, frames, coefficients) -> (B, steps, filters of the last block)."""
-        return super().tokens(values.flatten(1).unsqueeze(1) if self.flat else values.transpose(1, 2))
+        steps = values.flatten(1).unsqueeze(2) if self.flat else values
+        return super().tokens(steps.transpose(1, 2).unsqueeze(2))  # channels last, without a copy
 
 
 @register("conv2d", AUDIO_ENCODERS)
@@ -275,7 +276,7 @@ class RNN(Encoder):
         between = dropout if depth > 1 else 0.0  # torch's own stands between layers only
         made = nn.LSTM if cell == "lstm" else nn.GRU
         self.cells = made(shape[1], units, depth, batch_first=True, dropout=between, bidirectional=bidirectional)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.units = units
         self.width = self.token_width = units * (1 + bidirectional)
 

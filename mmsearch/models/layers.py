@@ -17,8 +17,37 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def normalisation(kind: str, channels: int, dimensions: int) -> list[nn.Module]:
-    """After a convolution over `dimensions` axes, or after a dense layer (0): a list that is empty for `none`.
+# What rises or stays as its input rises: it may follow a max-pooling instead of preceding it, with the same result on a
+# fraction of the numbers.
+MONOTONE = (nn.ReLU, nn.LeakyReLU, nn.ELU)
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout; on processors its mask is of evenly drawn numbers, where torch's takes four times as long."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.p in (0, 1) or input.device.type != "cpu":
+            return super().forward(input)
+        kept = torch.rand(input.shape) >= self.p
+        return input * kept.to(input.dtype).div_(1 - self.p)
+
+
+class Conv1d(nn.Conv1d):
+    """torch's convolution over time, of rows that lie as images of one line: (B, channels, 1, steps).
+
+    With channels last, which torch has for images alone, convolutions and poolings of sequences are as fast as those of
+    images; an odd kernel keeps the number of steps.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, 1, steps) -> (B, out_channels, 1, steps)."""
+        assert isinstance(self.padding, tuple)
+        return functional.conv2d(input, self.weight.unsqueeze(2), self.bias, padding=(0, *self.padding))
+
+
+def normalisation(kind: str, channels: int, convolved: bool) -> list[nn.Module]:
+    """After a convolution, or after a dense layer: a list that is empty for `none`.
 
     `group` has groups of at least four channels (Wu and He, "Group normalization", arXiv 1803.08494); `layer` is one
     group of all of them.
@@ -26,11 +55,26 @@ def normalisation(kind: str, channels: int, dimensions: int) -> list[nn.Module]:
     if kind == "none":
         return []
     if kind == "batch":
-        return [nn.BatchNorm2d(channels) if dimensions == 2 else nn.BatchNorm1d(channels)]
-    if dimensions == 0:
+        return [nn.BatchNorm2d(channels) if convolved else nn.BatchNorm1d(channels)]
+    if not convolved:
         return [nn.LayerNorm(channels)]
     groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= min(4, channels))
-    return [nn.GroupNorm(groups if kind == "group" else 1, channels)]
+    return [GroupNorm(groups, channels) if kind == "group" else nn.GroupNorm(1, channels)]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """As float32 where it is bfloat16 on a processor, for what torch computes there more slowly in bfloat16."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" else tensor
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, never in bfloat16 on processors, where several groups take four times as long; one group does not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, channels, ...) -> the same."""
+        if widened(input) is input:
+            return super().forward(input)
+        return super().forward(widened(input)).to(input.dtype)
 
 
 class DropPath(nn.Module):
@@ -51,25 +95,25 @@ class DropPath(nn.Module):
         return branch * kept / (1 - self.rate)
 
 
-def dropout(kind: str, rate: float, dimensions: int = 0) -> list[nn.Module]:
+def dropout(kind: str, rate: float, convolved: bool = False) -> list[nn.Module]:
     """One module, which keeps its place where nothing is dropped: weights have the same names with any rate.
 
-    `spatial` leaves out whole channels (Tompson et al., arXiv 1411.4280).
+    `spatial`, after a convolution, leaves out whole channels (Tompson et al., arXiv 1411.4280).
     """
     if not rate:
         return [nn.Identity()]
     if kind == "drop_path":
         return [DropPath(rate)]
     if kind == "spatial":
-        return [nn.Dropout2d(rate) if dimensions == 2 else nn.Dropout1d(rate)]
-    return [nn.Dropout(rate)]
+        return [nn.Dropout2d(rate) if convolved else nn.Dropout1d(rate)]
+    return [Dropout(rate)]
 
 
 def dense(width: int, units: tuple[int, ...], *, norm: str, activation: str, rate: float) -> list[nn.Module]:
     """Linear layers from `width` through `units`, each followed by normalisation, activation and dropout."""
     layers: list[nn.Module] = []
     for size in units:
-        layers += [nn.Linear(width, size), *normalisation(norm, size, 0), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(width, size), *normalisation(norm, size, False), ACTIVATIONS[activation]()]
         layers += dropout("plain", rate)
         width = size
     return layers
@@ -79,10 +123,10 @@ def convolution(
     channels: int, width: int, kernel: int, *, norm: str, activation: str, dimensions: int
 ) -> list[nn.Module]:
     """A convolution that keeps the size, its normalisation and its activation."""
-    layer = nn.Conv2d if dimensions == 2 else nn.Conv1d
+    layer = nn.Conv2d if dimensions == 2 else Conv1d
     return [
         layer(channels, width, kernel, padding=kernel // 2, bias=norm == "none"),
-        *normalisation(norm, width, dimensions),
+        *normalisation(norm, width, True),
         ACTIVATIONS[activation](),
     ]
 
@@ -99,22 +143,22 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         bias = norm == "none"
-        inside = dropout(kind, 0 if kind == "drop_path" else rate, 2)
+        inside = dropout(kind, 0 if kind == "drop_path" else rate, True)
         outside = dropout(kind, rate if kind == "drop_path" else 0)
         self.branch = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride, 1, bias=bias),
-            *normalisation(norm, width, 2),
+            *normalisation(norm, width, True),
             ACTIVATIONS[activation](),
             *inside,
             nn.Conv2d(width, width, 3, 1, 1, bias=bias),
-            *normalisation(norm, width, 2),
+            *normalisation(norm, width, True),
             *outside,
         )
         same = stride == 1 and channels == width
         self.shortcut = (
             nn.Identity()
             if same
-            else nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=bias), *normalisation(norm, width, 2))
+            else nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=bias), *normalisation(norm, width, True))
         )
         self.activation = ACTIVATIONS[activation]()
 
@@ -122,6 +166,17 @@ class ResidualBlock(nn.Module):
         """(B, channels, height, width) -> (B, width, height / stride, width / stride)."""
         out: Tensor = self.activation(self.branch(image) + self.shortcut(image))
         return out
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """torch's scaled dot-product attention of (B, heads, tokens, width), never in bfloat16 on processors: its backward
+    pass takes 16 times as long there.
+    """
+    if widened(queries) is queries:
+        return functional.scaled_dot_product_attention(queries, keys, values)
+    with torch.autocast(queries.device.type, enabled=False):
+        found = functional.scaled_dot_product_attention(widened(queries), widened(keys), widened(values))
+    return found.to(queries.dtype)
 
 
 class AttentionBlock(nn.Module):
@@ -150,7 +205,7 @@ class AttentionBlock(nn.Module):
         """(B, tokens, units) -> (B, tokens, units)."""
         split = self.queries_keys_values(self.before(tokens)).unflatten(2, (3, self.heads, -1))
         queries, keys, values = split.permute(2, 0, 3, 1, 4)
-        found = functional.scaled_dot_product_attention(queries, keys, values)
+        found = attend(queries, keys, values)
         tokens = tokens + self.out(found.transpose(1, 2).flatten(2))
         done: Tensor = tokens + self.feed_forward(tokens)
         return done

@@ -132,6 +132,10 @@ def replay(
         dataset = load_dataset(config)
         on_plan(trial, stored.epochs)
         device = _device(config, run)
+        if "precision" in run:  # a processor without it emulates it
+            config = config.model_copy(
+                update={"search": config.search.model_copy(update={"precision": run["precision"]})}
+            )
         before = hardware(device)["threads"]
         try:
             use_threads(_threads(run, 0, before))

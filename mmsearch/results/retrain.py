@@ -36,6 +36,7 @@ from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.search.values import METRICS, VIOLATED
 from mmsearch.training.device import choose_device
 from mmsearch.training.fit import EpochResult
+from mmsearch.training.precision import computed_in
 from mmsearch.training.provenance import hardware, versions
 
 
@@ -200,6 +201,7 @@ def _describe(
                 "epochs": planned.epochs,
                 "seed": planned.seed,
                 "parameters": member.model.parameter_count(),
+                "precision": computed_in(config.search.precision, planned.hyperparameters, device),
                 "params": planned.trial.params,
             }
             for planned, member in zip(plan.members, bundle.members, strict=True)

@@ -22,9 +22,8 @@ from mmsearch.training.batches import Batches
 from mmsearch.training.losses import Loss, build_loss, l1_norm, weight_matrices
 from mmsearch.training.metrics import Confusion, Counts, accuracy, macro_f1
 from mmsearch.training.optimisers import build_optimiser, build_schedule
+from mmsearch.training.precision import Precision, autocast_for
 from mmsearch.training.transfer import held_still, parameter_groups
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def fit(
     schedule spans `horizon` epochs (default: `epochs`), so that a retraining can stop early on the same schedule.
     With `ema.decay`, what is scored, and what the model holds after each epoch and at the end, are the averaged
     weights. Parameters named in `frozen` stay as they are in the first `transfer.freeze_epochs` epochs.
-    `precision` "bfloat16" computes training steps in bfloat16 where that is safe (torch's autocast); weights, loss and
-    all scores stay in float32.
+    `precision` "bfloat16" computes training steps in bfloat16 where that is safe (torch's autocast), and "auto" where
+    that is faster; weights, loss and all scores stay in float32.
     Same seed, machine and number of threads: same numbers. Its iteration raises `LossNotFinite`.
     """
     model.to(device)
@@ -117,7 +116,7 @@ def fit(
         build_schedule(optimiser, hyperparameters, steps),
         AveragedWeights(model, hyperparameters["ema.decay"]),
         torch.Generator().manual_seed(seed),
-        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        autocast_for(precision, hyperparameters, device),
         device,
         epochs,
         patience,
