@@ -259,7 +259,12 @@ def wait_for(true: Callable[[], bool]) -> None:
 def test_it_is_kept_while_a_search_runs(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(note, "EVERY_S", 600.0)
     study, heard = opened(), Heard()
+    epoch = Event(0, {"event": "epoch", "trial": 0, "fold": 1, "epoch": 1, "value": 0.5})
     with NoteKeeper(study, heard) as kept:
+        kept.show(snapshot((7, 0.1)))  # of a study that is gone on with
+        kept.event(Event(0, {"event": "started", "trial": 0}))
+        assert not kept._news.is_set()  # while workers start, nothing takes their time
+        kept.event(epoch)
         wait_for(lambda: "0 of 6" in written(study))
         add(study, 0.9)
         kept.show(snapshot((1, 0.9)))
@@ -271,6 +276,7 @@ def test_it_is_kept_while_a_search_runs(opened: Open, monkeypatch: pytest.Monkey
         add(study, 0.8)
     assert "2 of 6" in written(study)
     assert heard.told == [
+        *(snapshot((7, 0.1)), Event(0, {"event": "started", "trial": 0}), epoch),
         *(snapshot((1, 0.9)), snapshot((1, 0.9))),
         *("a word", Event(0, {"event": "ready"}), "closed"),
     ]

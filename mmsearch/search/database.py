@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from mmsearch.config import hide_password
@@ -76,7 +77,21 @@ def use_write_ahead_log(engine: sa.Engine, url: str) -> None:
     engine.dispose()  # connections that were made before the listener was
 
 
-def url_error(url: str, error: Exception) -> UsageError:
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Let what goes wrong with a connection be said to the user.
+
+    Raises `UsageError` for a URL that names no driver that is installed, and `StorageError` for the database's errors.
+    """
+    try:
+        yield
+    except (ImportError, ValueError, sa.exc.ArgumentError) as error:
+        raise _url_error(url, error) from None
+    except (sa.exc.SQLAlchemyError, StorageInternalError) as error:
+        raise storage_error(url, error) from None
+
+
+def _url_error(url: str, error: Exception) -> UsageError:
     """What is wrong with a storage's URL, for the user."""
     if isinstance(error, ImportError):
         return UsageError(
@@ -144,7 +159,7 @@ def creation_lock(url: str) -> Iterator[None]:
         finally:
             os.close(handle)
         return
-    try:
+    with explained(url):
         # without a transaction, which a server may end for being idle, and the lock with it; and however long it takes
         engine = sa.create_engine(
             url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args=_connection(url)
@@ -152,10 +167,6 @@ def creation_lock(url: str) -> Iterator[None]:
         connection = engine.connect()
         connection.execute(sa.select(sa.func.set_config("lock_timeout", "0", False)))
         connection.execute(sa.select(sa.func.pg_advisory_lock(CREATION_LOCK)))  # ends with the connection
-    except (ImportError, ValueError, sa.exc.ArgumentError) as error:
-        raise url_error(url, error) from None
-    except sa.exc.SQLAlchemyError as error:
-        raise storage_error(url, error) from None
     try:
         yield
     finally:

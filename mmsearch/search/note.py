@@ -33,12 +33,14 @@ class NoteKeeper(Progress):
     """While the block runs, keeps the note up to date, and shows what it is told to another progress.
 
     It writes in a thread, since the dashboard's package takes seconds to import and a storage may be slow: when the
-    best trial changes, every half minute, and when the block ends.
+    first epoch is over, so that it takes no time from workers that start, or after half a minute; then when the best
+    trial changes, every half minute, and when the block ends.
     """
 
     def __init__(self, opened: OpenStudy, shown: Progress) -> None:
         self._opened, self._shown = opened, shown
         self._best: tuple[int, float] | None = None
+        self._begun = False  # an epoch is over
         self._news, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -58,11 +60,14 @@ class NoteKeeper(Progress):
 
     def event(self, event: Event) -> None:
         """As the other one."""
+        if event.fields["event"] == "epoch" and not self._begun:
+            self._begun = True
+            self._news.set()
         self._shown.event(event)
 
     def show(self, snapshot: Snapshot) -> None:
         """As the other one."""
-        if snapshot.best != self._best:
+        if snapshot.best != self._best and self._begun:
             self._best = snapshot.best
             self._news.set()
         self._shown.show(snapshot)
@@ -74,11 +79,10 @@ class NoteKeeper(Progress):
     def _keep(self) -> None:
         over = False
         while not over:
+            self._news.wait(EVERY_S)
+            self._news.clear()
             over = self._over.is_set()
             save_note(self._opened)
-            if not over:
-                self._news.wait(EVERY_S)
-                self._news.clear()
 
 
 def save_note(opened: OpenStudy) -> None:

@@ -9,6 +9,7 @@ What stock Optuna 5.0 does not do, and this does:
   any moment leaves a trial whose owner is known.
 - Failing a dead worker's trial and queueing its retry is one transaction, so that nobody takes the place between.
 - Calls wait while the database is away, and what is repeated since an answer was lost is not done twice.
+- Trials are read as plain rows (`mmsearch.search.reading`): 5,000 in 0.4 s of CPU time, not in 5.
 
 Each override has a contract test in tests/test_storage.py, so that an upgrade of Optuna fails loudly.
 """
@@ -37,13 +38,14 @@ from sqlalchemy.orm import Session
 from mmsearch.errors import BudgetExhausted, GridExhausted
 from mmsearch.search.database import (
     engine_settings,
+    explained,
     must_be_current,
     must_be_local,
     must_be_made,
-    url_error,
     use_write_ahead_log,
 )
-from mmsearch.search.outage import Patient, is_locked, is_outage, persist, storage_error, survives
+from mmsearch.search.outage import Patient, is_locked, is_outage, persist, survives
+from mmsearch.search.reading import read_trials
 from mmsearch.search.values import VIOLATED
 
 OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last, and by which call
@@ -62,7 +64,7 @@ REPEATABLE = (
     *("create_new_study", "delete_study", "get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
     *("set_study_user_attr", "set_study_system_attr", "get_study_user_attrs", "get_study_system_attrs"),
     *("set_trial_user_attr", "set_trial_system_attr", "get_trial_user_attrs", "get_trial_system_attrs"),
-    *("set_trial_intermediate_value", "_set_trial_param", "get_trial_param", "get_trial", "_get_trials"),
+    *("set_trial_intermediate_value", "_set_trial_param", "get_trial_param", "get_trial"),
     *("get_all_studies", "get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
 )
 
@@ -410,6 +412,7 @@ class Storage(RDBStorage, Patient):
 
 for _name in REPEATABLE:
     setattr(Storage, _name, survives(getattr(RDBStorage, _name)))
+setattr(Storage, "_get_trials", survives(read_trials))  # noqa: B010
 
 
 def open_storage(
@@ -423,12 +426,8 @@ def open_storage(
     """
     must_be_local(url)
     waits_for = is_outage if patient else is_locked
-    try:
+    with explained(url):
         storage = persist(lambda: Storage(url, create=create), url, patience=patience, waits_for=waits_for)
-    except (ImportError, ValueError, sa.exc.ArgumentError) as error:
-        raise url_error(url, error) from None
-    except (sa.exc.SQLAlchemyError, StorageInternalError) as error:
-        raise storage_error(url, error) from None
     storage.patience = patience
     return storage
 

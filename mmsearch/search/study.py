@@ -291,7 +291,10 @@ def open_study(config: StudyConfig, *, patient: bool = False) -> OpenStudy:
     Once it is open, calls wait `storage_timeout` seconds through an outage of its storage, and `StorageLost` follows;
     where `patient`, so does the opening.
     """
-    storage = open_storage(config.storage_url, patience=config.search.storage_timeout, patient=patient)
+    return _load(config, open_storage(config.storage_url, patience=config.search.storage_timeout, patient=patient))
+
+
+def _load(config: StudyConfig, storage: Storage) -> OpenStudy:
     try:
         study = optuna.load_study(
             study_name=config.study.name,
@@ -331,7 +334,7 @@ def create_study(
             )
         finally:
             optuna.logging.set_verbosity(level)
-        opened = open_study(config)
+        opened = _load(config, storage)
         stored = opened.stored_fingerprint()
         if stored is None and (opened.trials() or directions_of(opened.optuna) != config.directions):
             raise _not_ours(config)

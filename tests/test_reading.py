@@ -1,0 +1,104 @@
+"""Trials are read as plain rows, and are what Optuna makes of the same database, whatever they hold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from mmsearch.search import reading
+from mmsearch.search.storage import Storage, open_storage
+
+Direction = Literal["minimize", "maximize"]
+
+
+@pytest.fixture
+def storage(storage_url: str) -> Iterator[Storage]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    made = open_storage(storage_url.replace("postgresql://", "postgresql+psycopg://"), create=True)
+    yield made
+    made.engine.dispose()
+
+
+def fill(storage: Storage, directions: list[Direction], trials: int = 9) -> int:
+    """A study of trials in every state, with whatever a trial may hold; returns its number."""
+    study = optuna.create_study(storage=storage, directions=directions, sampler=optuna.samplers.RandomSampler(0))
+    study.enqueue_trial({"lr": 0.5, "encoder": None}, user_attrs={"note": "the defaults"})
+    for number in range(trials):
+        trial = study.ask()
+        trial.suggest_float("lr", 1e-5, 1.0, log=True)
+        trial.suggest_int("filters", 8, 64, step=8)
+        if trial.suggest_categorical("encoder", ["cnn", "mlp", None, True, 3]) == "cnn":
+            trial.suggest_float("dropout", 0.0, 0.6, step=0.1)
+        trial.set_user_attr("run", {"seed": number, "versions": ["1", None, 2.5]})
+        trial.set_constraint("size", -0.5)
+        if len(directions) == 1:
+            for step, value in enumerate([0.1, math.inf, -math.inf, math.nan, 1e-300], 1):
+                trial.report(value, 6 - step)
+        values = [(math.inf, -math.inf, 0.25, 1.0)[number % 4] for _ in directions]
+        if number % 3 == 2:
+            study.tell(trial, state=TrialState.FAIL)
+        elif number % 3 == 1 and len(directions) == 1:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif number < trials - 1:
+            study.tell(trial, values)
+    study.enqueue_trial({"lr": 0.1})
+    return study._study_id
+
+
+def in_words(trial: FrozenTrial) -> dict[str, str]:
+    """All that a trial holds, in words, since a NaN is not equal to itself; dictionaries in the order of their keys."""
+    return {
+        name: repr(sorted(held.items()) if isinstance(held, dict) else held)
+        for name, held in sorted(vars(trial).items())
+    }
+
+
+@pytest.mark.parametrize("few", [500, 2], ids=["named-one-by-one", "too-many-to-name"])
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]], ids=["one-metric", "two-metrics"])
+def test_they_are_what_optuna_reads(
+    storage: Storage, directions: list[Direction], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FEW", few)
+    fill(storage, directions)
+    study = fill(storage, directions)  # beside another
+    everything = storage._get_trials(study, None, set(), -1)
+    ids = [trial._trial_id for trial in everything]
+    assert len(ids) == 10
+    assert {trial.state for trial in everything} >= {TrialState.FAIL, TrialState.WAITING, TrialState.COMPLETE}
+    for states in (None, (TrialState.RUNNING,), [TrialState.COMPLETE, TrialState.PRUNED], {TrialState.WAITING}, ()):
+        for included, greater in ((set(), -1), ({ids[0], ids[1], ids[2], ids[9]}, ids[4]), (set(), ids[-1])):
+            ours = storage._get_trials(study, states, included, greater)
+            theirs = RDBStorage._get_trials(storage, study, states, included, greater)
+            assert [in_words(trial) for trial in ours] == [in_words(trial) for trial in theirs]
+            assert [trial._trial_id for trial in ours] == [trial._trial_id for trial in theirs]
+            assert [list(trial.params) for trial in ours] == [list(trial.params) for trial in theirs]
+
+
+def test_times_are_those_of_this_machine(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        study = fill(storage, ["maximize"], 2)
+        ours, theirs = (
+            storage._get_trials(study, None, set(), -1),
+            RDBStorage._get_trials(storage, study, None, set(), -1),
+        )
+        assert [trial.datetime_start for trial in ours] == [trial.datetime_start for trial in theirs]
+        assert [trial.datetime_complete for trial in ours] == [trial.datetime_complete for trial in theirs]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_study_that_is_not_there_is_a_key_error(storage: Storage) -> None:
+    with pytest.raises(KeyError):
+        storage._get_trials(12345, None, set(), -1)
+    empty = optuna.create_study(storage=storage)
+    assert empty.get_trials() == []
