@@ -54,7 +54,7 @@ def exported(mmsearch: Run, *options: object) -> list[dict[str, Any]]:
 
 def with_trials(workspace: Path) -> None:
     """Add two trials that went wrong to the searched study."""
-    began = datetime(2026, 3, 1, 12)
+    began = datetime(2026, 3, 1, 12, tzinfo=UTC).astimezone().replace(tzinfo=None)  # as Optuna has them: local
     reasons = (
         (TrialState.FAIL, FAIL_REASON, "=HYPERLINK(1)"),
         (TrialState.PRUNED, VIOLATED, "parameters = 9 violates"),
@@ -82,6 +82,12 @@ def test_columns_as_asked_for(mmsearch: Run, workspace: Path) -> None:
         took = datetime.fromisoformat(row["finished"]) - datetime.fromisoformat(row["started"])
         assert row["started"].endswith("Z")
         assert took.total_seconds() == known["duration_s"]
+
+
+def test_times_are_in_utc_wherever_one_looks_from(mmsearch: Run, workspace: Path) -> None:
+    command = ("export", "--columns", "number,started,finished")
+    here, elsewhere = (mmsearch(*command, env={"TZ": zone}).stdout for zone in ("UTC", "America/New_York"))
+    assert here == elsewhere
 
 
 def test_rows_as_asked_for(mmsearch: Run, workspace: Path) -> None:

@@ -96,7 +96,7 @@ def _origin(trial: FrozenTrial) -> dict[str, Any]:
     run, owner = trial.user_attrs.get("run", {}), trial.system_attrs.get(OWNER, {})
     times = {"started": trial.datetime_start, "finished": trial.datetime_complete}
     known = {
-        **{name: None if time is None else time.replace(tzinfo=UTC) for name, time in times.items()},
+        **{name: None if time is None else time.astimezone(UTC) for name, time in times.items()},  # they are local
         **{name: run.get(name) for name in ("seed", "threads", "device", "hardware")},
         **{name: owner.get(name) for name in ("worker", "host")},
         "retry_of": trial.system_attrs.get("failed_trial"),
