@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MMSEARCH := $(BIN)/mmsearch
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint bench bench-quick bench-ray
 
 INSTALL := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -44,3 +44,22 @@ test: lint
 
 test-fast: .venv/installed-dev
 	$(BIN)/pytest -n auto --maxprocesses 4 -m 'not slow'
+
+# Ray has an environment of its own, which finds torch and Optuna in .venv; without it Ray Tune is left out.
+.venv/ray/installed: benchmarks/requirements-ray.txt constraints.txt .venv/installed
+	@echo "== 3. install Ray Tune in .venv/ray"
+	$(BIN)/python -m venv .venv/ray
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$(.venv/ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	.venv/ray/bin/pip install -qq --disable-pip-version-check -c constraints.txt -r $<
+	@touch $@
+
+bench-ray: .venv/ray/installed
+
+bench: .venv/installed bench-ray
+	@echo "== 4. mmsearch, a plain Optuna script and Ray Tune, side by side: about two hours"
+	$(BIN)/python benchmarks/bench.py
+
+bench-quick: .venv/installed
+	@echo "== 3. a little of each comparison, to see that it runs"
+	$(BIN)/python benchmarks/bench.py --quick
