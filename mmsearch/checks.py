@@ -54,7 +54,7 @@ def check_search(config: StudyConfig) -> None:
 def _check_pruner(config: StudyConfig) -> None:
     search, where = config.search, f"{config.file}: [search]"
     chosen, lower, upper = f'{where} pruner = "{search.pruner}"', search.pruner_lower, search.pruner_upper
-    if len(config.study.metrics) > 1 and search.pruner not in ("median", "none"):
+    if len(config.study.metrics) > 1 and search.pruner not in ("halving", "median", "none"):
         raise StudyFileError(f'{chosen} needs one metric: trials with several are not pruned, as with "none"')
     if search.pruner == "threshold" and lower is None and upper is None:
         raise StudyFileError(f"{chosen} needs pruner_lower or pruner_upper")

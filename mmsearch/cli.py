@@ -52,7 +52,7 @@ def init(
     say(f"next: {go}")
 
 
-for command in (cli_search.launch, cli_search.worker, cli_search.status, cli_search.stop):
+for command in (cli_search.preflight, cli_search.launch, cli_search.worker, cli_search.status, cli_search.stop):
     app.command()(command)
 app.command()(cli_search.enqueue)
 app.command()(cli_search.dashboard)

@@ -6,15 +6,17 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmsearch.console import print_status, print_summary, progress_of, say
+from mmsearch.console import print_status, print_summary, progress_of, put, say
 from mmsearch.errors import Interrupted, StorageLost
 from mmsearch.options import (
     READING,
     RETRAINING,
+    Audit,
     Data,
     Device,
     Gpus,
@@ -29,6 +31,7 @@ from mmsearch.options import (
     StudyName,
     StudyOption,
     Timeout,
+    Trials,
     Workers,
     WorkersPerGpu,
     config_of,
@@ -40,20 +43,25 @@ if TYPE_CHECKING:
     from mmsearch.search.launcher import Summary
 
 
+class Figures(StrEnum):
+    """The forms of a forecast."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class Terminated(BaseException):
     """SIGTERM came where nothing has to be put in order first; as `KeyboardInterrupt` is for SIGINT."""
 
 
 def launch(
     study: Study = DEFAULT_STUDY,
-    trials: Annotated[
-        int | None,
-        typer.Option("--trials", "--n-trials", help="The study's total of complete and pruned trials, over all runs."),
-    ] = None,
+    trials: Trials = None,
     workers: Workers = None,
     timeout: Timeout = None,
     patience_trials: PatienceTrials = None,
     max_failures: MaxFailures = None,
+    audit: Audit = None,
     data: Data = None,
     storage: StorageUrl = None,
     storage_timeout: StorageTimeout = None,
@@ -64,6 +72,10 @@ def launch(
     workers_per_gpu: WorkersPerGpu = None,
     image_shape: ImageShape = None,
     skip_broken: SkipBroken = False,
+    preflight: Annotated[
+        bool,
+        typer.Option("--preflight", help="First foretell what it takes, and begin only where that fits (exit 1)."),
+    ] = False,
 ) -> None:
     """Search until the study has its total of trials; stopped and run again, it goes on where it was."""
     config = config_of(
@@ -72,6 +84,7 @@ def launch(
         timeout=timeout,
         patience_trials=patience_trials,
         max_failures=max_failures,
+        audit=audit,
         data=data,
         storage=storage,
         storage_timeout=storage_timeout,
@@ -87,7 +100,7 @@ def launch(
     with goes_on_with(again):
         from mmsearch.search.launcher import launch as run
 
-        summary = run(config, workers=workers, progress=progress_of(config))
+        summary = run(config, workers=workers, progress=progress_of(config), preflight=preflight)
     print_summary(config, summary)
     _say_how_to_go_on(summary, again)
     say("next:")
@@ -95,6 +108,51 @@ def launch(
     say(f"  {whole(config.command('confirm', RETRAINING))}")
     say(f"  {whole(config.command('retrain-best', RETRAINING))}")
     say(f"  {whole(config.command('report', RETRAINING))}")
+
+
+def preflight(
+    study: Study = DEFAULT_STUDY,
+    trials: Trials = None,
+    workers: Workers = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Measure for about so long; the longer, the narrower the forecast.")
+    ] = 40.0,
+    form: Annotated[
+        Figures, typer.Option("--format", help="text is for people; json is exact: bytes and seconds.")
+    ] = Figures.TEXT,
+    timeout: Timeout = None,
+    data: Data = None,
+    storage: StorageUrl = None,
+    study_name: StudyName = None,
+    seed: Seed = None,
+    device: Device = None,
+    gpus: Gpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
+    image_shape: ImageShape = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Foretell memory, disk and hours of a launch from some steps of a few configurations; exit 1: it will not fit."""
+    config = config_of(
+        study,
+        trials=trials,
+        timeout=timeout,
+        data=data,
+        storage=storage,
+        study_name=study_name,
+        seed=seed,
+        device=device,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        image_shape=image_shape,
+        skip_broken=skip_broken or None,
+    )
+    with goes_on_with(config.command("preflight"), "nothing was begun; look again"):
+        from mmsearch.search.launcher import foresee
+        from mmsearch.search.progress import LineProgress
+
+        found = foresee(config, workers=workers, progress=LineProgress(), seconds=seconds)
+    put(found.as_json() if form is Figures.JSON else found.as_text(), None)
+    found.must_fit()
 
 
 def worker(
@@ -106,6 +164,7 @@ def worker(
     timeout: Timeout = None,
     patience_trials: PatienceTrials = None,
     max_failures: MaxFailures = None,
+    audit: Audit = None,
     data: Data = None,
     storage: StorageUrl = None,
     storage_timeout: StorageTimeout = None,
@@ -123,6 +182,7 @@ def worker(
         timeout=timeout,
         patience_trials=patience_trials,
         max_failures=max_failures,
+        audit=audit,
         data=data,
         storage=storage,
         storage_timeout=storage_timeout,

@@ -50,6 +50,7 @@ OPTIONS: Mapping[str, str] = {
     "--timeout": "search.timeout",
     "--patience-trials": "search.patience_trials",
     "--max-failures": "search.max_failures",
+    "--audit": "search.audit",
     "--storage-timeout": "search.storage_timeout",
     "--gpus": "search.gpus",
     "--workers-per-gpu": "search.workers_per_gpu",
@@ -115,16 +116,17 @@ class SearchSection(_Section):
     startup_trials: Annotated[int, Field(ge=0)] = 10
     population: Annotated[int, Field(ge=2)] = 20
     pruner: Literal["median", "percentile", "hyperband", "halving", "patient", "threshold", "wilcoxon", "none"] = (
-        "median"
+        "halving"
     )
     pruner_startup: Annotated[int, Field(ge=0)] = 5
-    pruner_warmup: Annotated[int, Field(ge=0)] = 2
+    pruner_warmup: Annotated[int, Field(ge=0)] = 0
     pruner_percentile: Annotated[float, Field(ge=0, le=100)] = 25.0
     pruner_patience: Annotated[int, Field(ge=0)] = 2
     pruner_lower: Annotated[float, Field(allow_inf_nan=False)] | None = None
     pruner_upper: Annotated[float, Field(allow_inf_nan=False)] | None = None
     pruner_p: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    audit: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_epochs: Size = 10
     patience: Size = 3
     timeout: Seconds | None = None
@@ -136,7 +138,7 @@ class SearchSection(_Section):
     max_retries: Annotated[int, Field(ge=0)] = 1
     max_failures: Size = 10
     init: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     gpus: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     workers_per_gpu: Size = 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmsearch.config import StudyConfig
     from mmsearch.results.bundle import Bundle
     from mmsearch.results.plans import Plan
+    from mmsearch.search.audit import Audit
     from mmsearch.search.launcher import Summary
     from mmsearch.search.progress import Progress
     from mmsearch.search.study import OpenStudy
@@ -189,7 +190,10 @@ def print_summary(config: StudyConfig, summary: Summary) -> None:
     else:
         left = summary.counts.finished < summary.total
         print("time      no trial was finished in this run" if left else "time      nothing was left to do")
+    if (spent := summary.spent.in_words()) is not None:
+        print(f"workers   {spent}")
     print(f"ended     {summary.ended}")
+    _print_audit(config, summary.audit)
     if summary.best is None:
         print("best      no trial is complete")
         return
@@ -199,6 +203,7 @@ def print_summary(config: StudyConfig, summary: Summary) -> None:
 def print_status(opened: OpenStudy) -> None:
     """How a search stands."""
     from mmsearch.config import hide_password
+    from mmsearch.search.audit import audit_of
     from mmsearch.search.study import count
 
     config, trials = opened.config, opened.trials()
@@ -212,8 +217,19 @@ def print_status(opened: OpenStudy) -> None:
         print(f"best      {opened.why_none(trials)}")
     else:
         _print_best(opened.metrics, best, opened.front(trials), opened.defaults(trials), opened.gain(trials))
+    _print_audit(config, audit_of(trials, opened.signs[0]))
     _print_confirmed(opened)
     _print_workers(opened)
+
+
+def _print_audit(config: StudyConfig, audit: Audit) -> None:
+    """What pruning saved and how often it was wrong, where there was something to prune or to audit."""
+    from mmsearch.results.audit_words import saved_in_words, wrong_in_words
+
+    if audit.pruned or audit.audited:
+        print(f"pruning   {saved_in_words(audit)}")
+    if audit.audited or audit.pruned or config.search.audit:
+        print(f"audit     {wrong_in_words(audit)}")
 
 
 def _print_confirmed(opened: OpenStudy) -> None:

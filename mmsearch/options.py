@@ -32,6 +32,10 @@ ImageShape = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of to standard output.")]
 
 # Of the commands that train trials.
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", "--n-trials", help="The study's total of complete and pruned trials, over all runs."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -53,6 +57,13 @@ PatienceTrials = Annotated[
     typer.Option(min=1, help="End this run after so many finished trials of the study without a better one."),
 ]
 MaxFailures = Annotated[int | None, typer.Option(min=1, help="Stop when so many trials in a row have failed.")]
+Audit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the trials that would be pruned this share, such as 0.05, trains on: how often is pruning wrong?",
+    ),
+]
 StorageTimeout = Annotated[
     str | None, typer.Option(metavar="TIME", help="Wait so long for a storage that is away, then checkpoint and end.")
 ]

@@ -100,8 +100,8 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         ('[search] pruner = "wilcoxon" compares folds', 'validation = "kfold" in [data], not "three_way"'),
     ),
     "pruner of several metrics": (
-        '[study]\nmetrics = ["macro_f1", "parameters"]\n[search]\npruner = "halving"',
-        ('[search] pruner = "halving" needs one metric', '"none"'),
+        '[study]\nmetrics = ["macro_f1", "parameters"]\n[search]\npruner = "hyperband"',
+        ('[search] pruner = "hyperband" needs one metric', '"none"'),
     ),
     "device": ('[search]\ndevice = "gpu"', ('[search] device = "gpu"', '"auto", "cpu", "cuda" or "cuda:N"')),
     "grid of a range": (
@@ -259,7 +259,7 @@ def test_shipped_studies_can_be_read_frozen_and_sent_to_a_worker(path: Path) -> 
     assert again.configurations == config.configurations
 
 
-@pytest.mark.parametrize("pruner", ["median", "none"])
+@pytest.mark.parametrize("pruner", ["halving", "median", "none"])
 def test_several_metrics_go_with_the_pruner_that_nobody_chose(write: Write, pruner: str) -> None:
     text = f'[study]\nmetrics = ["accuracy", "parameters"]\n[search]\npruner = "{pruner}"\npruner_lower = 0.1'
     config = load_config(write(text))

@@ -13,7 +13,7 @@ from conftest import TINY, Run
 from optuna.trial import TrialState
 
 from mmsearch.config import StudyConfig, load_config
-from mmsearch.search.samplers import build_pruner, notes
+from mmsearch.search.samplers import build_pruner, first_step, notes
 from mmsearch.search.study import OpenStudy, create_study
 
 Make = Callable[..., StudyConfig]
@@ -112,6 +112,27 @@ def test_rungs_fit_the_epochs(make: Make) -> None:
         ]
 
 
+def test_the_default_goes_by_the_first_epoch_and_then_halves(make: Make) -> None:
+    """Rungs after 1, 2, 4 and 8 of 10 epochs: the better half goes on; the first has nobody to be compared with."""
+    flat = [[value] * 10 for value in (0.5, 0.9, 0.4, 0.6, 0.95)]
+    late = [0.95, 0.95, 0.95, 0.3, *[0.99] * 6]
+    with create_study(make(""), "data")[0] as opened:
+        assert [train(opened, curve) for curve in [*flat, late]] == [None, None, 1, 2, None, 4]
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(4, 1), (19, 1), (20, 2), (50, 5)])
+def test_the_first_rung_grows_with_the_epochs(make: Make, epochs: int, first: int) -> None:
+    for pruner in ("halving", "hyperband"):
+        config = make(f'pruner = "{pruner}"\nmax_epochs = {epochs}', name=f"{pruner}{epochs}")
+        assert first_step(config) == first
+        assert first_step(make(f'pruner = "{pruner}"\nmax_epochs = {epochs}\npruner_warmup = 7')) == min(8, epochs)
+    assert first_step(make(f'pruner = "median"\nmax_epochs = {epochs}', name="m")) == 1
+    config = make(f"max_epochs = {epochs}", name="pruned")
+    with create_study(config, "data")[0] as opened:
+        assert train(opened, [0.9] * epochs) is None
+        assert train(opened, [0.1] * epochs) == first
+
+
 def test_patience_waits_while_a_trial_improves(make: Make) -> None:
     config = make('pruner = "patient"\nmax_epochs = 9\npruner_startup = 1\npruner_patience = 1')
     slow = [0.01 * step for step in range(9)]
@@ -145,10 +166,12 @@ def test_no_trial_of_several_metrics_is_pruned(make: Make) -> None:
     ("text", "said"),
     [
         (
-            "max_epochs = 3",
-            "pruner median prunes nothing: with pruner_warmup = 2 it needs more than 3 epochs, and there are 3",
+            "pruner_warmup = 2\nmax_epochs = 3",
+            "pruner halving prunes nothing: with pruner_warmup = 2 it needs more than 3 epochs, and there are 3",
         ),
-        ("max_epochs = 4", None),
+        ("pruner_warmup = 2\nmax_epochs = 4", None),
+        ("max_epochs = 1", "with pruner_warmup = 0 it needs more than 1 epoch, and there is 1"),
+        ("max_epochs = 2", None),
         ('pruner = "none"\nmax_epochs = 1', None),
         (
             'pruner = "patient"\npruner_patience = 8',

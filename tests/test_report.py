@@ -85,7 +85,7 @@ def test_the_methods_are_the_study_s(folder: Path) -> None:
         ({"search__pruner": "none"}, ["No trial was pruned."], ["Golovin"]),
         ({"search__pruner": "percentile"}, ["not among the best 25 %"], []),
         ({"search__pruner": "hyperband"}, ["Hyperband (Li et al., 2018)"], ["Golovin"]),
-        ({"search__pruner": "halving"}, ["successive halving (Li et al., 2020)", "one of 3"], ["Golovin"]),
+        ({"search__pruner": "halving"}, ["successive halving (Li et al., 2020)", "one of 2"], ["Golovin"]),
         ({"search__pruner": "patient"}, ["without a better value for 2 epochs"], []),
         ({"search__pruner": "threshold", "search__pruner_lower": 0.5}, ["a value below 0.5 was pruned"], ["Golovin"]),
         (

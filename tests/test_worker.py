@@ -23,11 +23,12 @@ from test_worker_resume import one_core  # noqa: F401 - a fixture
 from mmsearch.config import StudyConfig, load_config
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import DiskFull, MmsearchError, OutOfMemory
+from mmsearch.search.machine import training_environment
 from mmsearch.search.objective import Objective
 from mmsearch.search.study import create_study, open_study
 from mmsearch.search.values import MEMORY, VIOLATED
 from mmsearch.search.worker import Orders, Stop, disk_full, run_trial
-from mmsearch.training.device import choose_device, free_memory, memory_told, still_works
+from mmsearch.training.device import choose_devices, free_memory, memory_told, own_device, still_works
 from mmsearch.training.provenance import code_digest, device_name, versions
 
 CPU = torch.device("cpu")
@@ -293,6 +294,7 @@ def test_a_trial_remembers_what_its_numbers_depend_on(configured: Callable[[str]
         "seed": run["seed"],
         "threads": torch.get_num_threads(),
         "device": "cpu",
+        "precision": "float32",
         "hardware": device_name(CPU),
         "data": dataset.fingerprint,
         "code": code_digest(),
@@ -313,11 +315,29 @@ def test_a_trial_remembers_what_its_numbers_depend_on(configured: Callable[[str]
     ],
 )
 def test_workers_take_turns_on_the_gpus(
-    wanted: str, gpus: tuple[int, ...] | None, found: int, devices: list[str], monkeypatch: pytest.MonkeyPatch
+    wanted: str,
+    gpus: tuple[int, ...] | None,
+    found: int,
+    devices: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    configured: Callable[[str], StudyConfig],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    for index in range(2 * len(devices)):
-        assert str(choose_device(wanted, index, gpus)) == devices[index % len(devices)]
+    places = tuple(map(str, choose_devices(wanted, gpus)))
+    assert places == tuple(devices)
+    orders = [Orders(configured(TINY), "", index, 6, 1, places=places) for index in range(2 * len(devices))]
+    assert [Orders.from_json(one.to_json()).place for one in orders] == 2 * devices
+
+
+def test_a_process_sees_the_gpu_that_it_trains_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert training_environment(2, "cuda:3")["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "CUDA_VISIBLE_DEVICES" not in training_environment(2, "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8f1e,7")  # numbered as this process sees them
+    found = training_environment(2, "cuda:1")
+    assert found["CUDA_VISIBLE_DEVICES"] == "GPU-8f1e"
+    assert found["OMP_NUM_THREADS"] == "2"
+    assert (str(own_device("cuda:1")), str(own_device("cpu"))) == ("cuda:0", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -333,9 +353,8 @@ def test_a_gpu_that_is_not_there_is_one_sentence(
     wanted: str, gpus: tuple[int, ...] | None, found: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    for index in range(2):
-        with pytest.raises(MmsearchError, match=f"^{re.escape(words)}$"):
-            choose_device(wanted, index, gpus)
+    with pytest.raises(MmsearchError, match=f"^{re.escape(words)}$"):
+        choose_devices(wanted, gpus)
 
 
 def test_a_processor_works_and_its_memory_is_given_back() -> None:

@@ -21,6 +21,7 @@ from mmsearch.search.storage import SEED
 from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.training.device import choose_device, use_threads
 from mmsearch.training.fit import EpochResult
+from mmsearch.training.precision import Computed, computed_in
 from mmsearch.training.provenance import code_digest, hardware, versions
 
 RUN = "run"  # user attribute of a trial: what its numbers depend on besides its configuration
@@ -132,10 +133,9 @@ def replay(
         dataset = load_dataset(config)
         on_plan(trial, stored.epochs)
         device = _device(config, run)
-        if "precision" in run:  # a processor without it emulates it
-            config = config.model_copy(
-                update={"search": config.search.model_copy(update={"precision": run["precision"]})}
-            )
+        run.setdefault("precision", fingerprint.get("search.precision", "float32"))  # before trials remembered it
+        as_then = config.search.model_copy(update={"precision": run["precision"]})  # where it is emulated, too
+        config = config.model_copy(update={"search": as_then})
         before = hardware(device)["threads"]
         try:
             use_threads(_threads(run, 0, before))
@@ -160,7 +160,8 @@ def replay(
                 failed = str(error)
             if training.over and trial.state == TrialState.COMPLETE:
                 compared += _compare_values(opened, training, trial)
-            now = _now(dataset, hardware(device), str(device))
+            computed = computed_in(config.search.precision, hyperparameters, device)
+            now = _now(dataset, hardware(device), str(device), computed)
         finally:
             use_threads(before)
         return Replay(
@@ -274,7 +275,7 @@ def _device(config: StudyConfig, run: Mapping[str, Any]) -> Any:
     return choose_device(wanted)
 
 
-def _now(dataset: Dataset, machine: Mapping[str, Any], device: str) -> dict[str, Any]:
+def _now(dataset: Dataset, machine: Mapping[str, Any], device: str, precision: Computed) -> dict[str, Any]:
     """What the objective writes down of a trial, as it is now."""
     return {
         "code": code_digest(),
@@ -283,6 +284,7 @@ def _now(dataset: Dataset, machine: Mapping[str, Any], device: str) -> dict[str,
         "hardware": machine["device"],
         "threads": machine["threads"],
         "device": device,
+        "precision": precision,
     }
 
 

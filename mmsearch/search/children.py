@@ -15,15 +15,13 @@ from typing import Any
 
 from mmsearch.config import SearchSection
 from mmsearch.errors import MmsearchError
-from mmsearch.search.machine import new_worker_name
+from mmsearch.search.machine import new_worker_name, training_environment
 from mmsearch.search.progress import WorkerView, duration
 from mmsearch.search.worker import Orders
 
 STARTUP_S = 600.0  # for imports and data, and again for a first epoch that waits for audio features
 OUTPUT_GRACE_S = 1.0  # for the last words of a process that has ended
 KILL_GRACE_S = 5.0  # for the kernel to end what was killed; a driver that hangs can keep it for ever
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass
@@ -99,7 +97,6 @@ def start(orders: Orders, kills: int, clock: float, events: Events) -> Child:
     name = new_worker_name(orders.index)
     log = orders.config.paths.log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **{variable: str(orders.threads) for variable in THREAD_VARIABLES}}
     with log.open("a", encoding="utf-8") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mmsearch.search.worker"],
@@ -109,7 +106,7 @@ def start(orders: Orders, kills: int, clock: float, events: Events) -> Child:
             text=True,
             encoding="utf-8",
             errors="replace",
-            env=environment,
+            env=training_environment(orders.threads, orders.place),
             start_new_session=True,
         )
     child = Child(orders.index, name, process, WorkerView(orders.index), clock, kills)

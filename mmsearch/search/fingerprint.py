@@ -19,7 +19,7 @@ FREE = {
     "data": {"source", "image_shape", "audio_shape"},
     "search": {
         *("timeout", "patience_trials", "epoch_timeout", "trial_timeout", "storage_timeout", "checkpoint_every"),
-        *("max_retries", "max_failures", "device", "gpus", "workers_per_gpu", "init"),
+        *("max_retries", "max_failures", "audit", "device", "gpus", "workers_per_gpu", "precision", "init"),
     },
 }
 DEFAULTS = {

@@ -13,13 +13,17 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from mmsearch.config import StudyConfig, hide_password
+from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
 from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, StorageError
 from mmsearch.paths import write_text
+from mmsearch.search.audit import Audit, audit_notes, audit_of
 from mmsearch.search.budgets import STOP_COMMAND, Budgets, Signals
+from mmsearch.search.clock import Spent
 from mmsearch.search.machine import cores, still_runs
 from mmsearch.search.note import NoteKeeper
 from mmsearch.search.opening import check_init, default_workers, devices, opening
+from mmsearch.search.preflight import SECONDS, Preflight, look_ahead
 from mmsearch.search.progress import Progress, duration, plural
 from mmsearch.search.study import (
     TOTAL,
@@ -47,7 +51,7 @@ class Summary:
     `ended` says why, in words. `best` has the best leading value of the trials that keep to the constraints, `front`
     are those that no other beats in all metrics. `gain` is how much better the best trial's leading value is than that
     of `defaults`, the trial that has them; None where either is missing. `seconds` and `finished_here`, its trials, are
-    of this launch alone.
+    of this launch alone, and so is `spent`, what its workers' time went into; `audit` is of the whole study.
     """
 
     counts: Counts
@@ -59,9 +63,13 @@ class Summary:
     gain: float | None
     seconds: float
     finished_here: int
+    spent: Spent
+    audit: Audit
 
 
-def launch(config: StudyConfig, *, workers: int | None = None, progress: Progress | None = None) -> Summary:
+def launch(
+    config: StudyConfig, *, workers: int | None = None, progress: Progress | None = None, preflight: bool = False
+) -> Summary:
     """Search until the study has its total of complete and pruned trials, or a budget of `[search]` is spent.
 
     `workers` processes share the machine's cores evenly; by default there is one a core, at most 8, or
@@ -69,7 +77,8 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
     workers end their epochs and hand their trials back, the second stops at once; both raise `Interrupted`. `mmsearch
     stop`, from any machine, does what the first one does, and then there may be no best trial. Raises `SearchFailed`
     where workers or trials fail again and again, `StorageLost` where the storage stays away, and `NoCompletedTrial`
-    where the search ends without one.
+    where the search ends without one. With `preflight` it foretells what the search takes first, and raises
+    `MmsearchError` where that will not fit, before there is a study.
     """
     progress = progress or Progress()
     with prepared(progress) as signals:
@@ -81,12 +90,37 @@ def launch(config: StudyConfig, *, workers: int | None = None, progress: Progres
         lines = list(
             opening(config, dataset, *team, places, others)
         )  # before there is a study: the rows may be too few
+        if preflight:
+            found = look_ahead(config, dataset, team, places, _trials(config, dataset), progress)
+            for line in found.as_text().splitlines():
+                progress.note(line)
+            found.must_fit()
         opened, notes = create_study(config, dataset.fingerprint)
-        for line in (*lines, *notes):
+        for line in (*lines, *audit_notes(config), *notes):
             progress.note(line)
         _keep_study_file(config)
         with opened:
-            return _search(opened, total_of(config), token, team, signals, progress)
+            return _search(opened, total_of(config), token, team, places, signals, progress)
+
+
+def foresee(
+    config: StudyConfig, *, workers: int | None = None, progress: Progress | None = None, seconds: float = SECONDS
+) -> Preflight:
+    """What a launch with so many workers would take, in about so many seconds; nothing is made or changed.
+
+    Raises `StudyMismatch` where there is such a study of other data or settings.
+    """
+    progress = progress or Progress()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        places = devices(config)
+        _, others = _seen(config)
+        dataset = load_dataset(config)
+        check_init(config, dataset)
+        team = team_of(config, workers, places, others)
+        return look_ahead(config, dataset, team, places, _trials(config, dataset), progress, seconds)
+    finally:
+        progress.close()
 
 
 def join(
@@ -113,9 +147,9 @@ def join(
                 )
             own_folder(opened)
             team = team_of(config, workers, places, others)
-            for line in opening(config, dataset, *team, places, others):
+            for line in (*opening(config, dataset, *team, places, others), *audit_notes(config)):
                 progress.note(line)
-            return _search(opened, opened.total(), token, team, signals, progress)
+            return _search(opened, opened.total(), token, team, places, signals, progress)
 
 
 def stop(config: StudyConfig, *, progress: Progress | None = None) -> tuple[Counts, int]:
@@ -176,6 +210,16 @@ def _seen(config: StudyConfig) -> tuple[str | None, int]:
         return None, 0
 
 
+def _trials(config: StudyConfig, dataset: Dataset) -> list[FrozenTrial]:
+    """The trials that a study has already; none where it is not there. Raises `StudyMismatch` where it is another."""
+    try:
+        with open_study(config) as opened:
+            opened.check(dataset.fingerprint)
+            return opened.trials()
+    except StorageError:
+        return []
+
+
 def working_here(opened: OpenStudy) -> int:
     """How many trials of the study other commands train on this machine."""
     return sum(still_runs(held.owner) is True for held in opened.running())
@@ -230,6 +274,7 @@ def _search(
     total: int,
     token: str | None,
     team: tuple[int, int],
+    places: tuple[str, ...],
     signals: Signals,
     progress: Progress,
 ) -> Summary:
@@ -238,7 +283,8 @@ def _search(
     workers, threads = team
     nothing_left = count(opened.trials()).finished >= total
     with contextlib.nullcontext(progress) if nothing_left else NoteKeeper(opened, progress) as kept:
-        supervisor = work(opened, Orders(config, "", 0, total, threads), workers, token, signals, kept)
+        orders = Orders(config, "", 0, total, threads, places=places)
+        supervisor = work(opened, orders, workers, token, signals, kept)
     ending = supervisor.ending
     trials = opened.trials()
     counts = count(trials)
@@ -264,6 +310,8 @@ def _search(
         opened.gain(trials),
         time.monotonic() - supervisor.budgets.started,
         supervisor.finished,
+        supervisor.ledger.spent(),
+        audit_of(trials, opened.signs[0]),
     )
 
 

@@ -15,6 +15,11 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 # What the driver of a GPU leaves on a machine: NVIDIA's on Linux, under Windows' Linux, and AMD's.
 GPU_TRACES = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# The C library gives what a training step frees back to the system, which hands it out again page by page at the next
+# step; so much of it stays.
+KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
 
 def cores() -> int:
     """The processor cores that this process may use: its affinity, or its control group's share if that is less."""
@@ -37,6 +42,19 @@ def gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def training_environment(threads: int, place: str) -> dict[str, str]:
+    """The environment of a process that trains with so many threads on `cpu`, or on `cuda:N`, the one GPU it sees.
+
+    GPUs are numbered as this process sees them.
+    """
+    found = {**KEPT_MEMORY, **os.environ, **{variable: str(threads) for variable in THREAD_VARIABLES}}
+    kind, _, number = place.partition(":")
+    if kind == "cuda":
+        seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        found["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
+    return found
 
 
 def oom_kills(own: Path = OWN_CGROUPS, mounted: Path = CGROUPS) -> int:

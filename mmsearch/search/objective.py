@@ -21,6 +21,8 @@ from mmsearch.data.dataset import Dataset
 from mmsearch.errors import StorageError
 from mmsearch.paths import remove
 from mmsearch.search.artifacts import leave_artifacts
+from mmsearch.search.audit import AUDITED, SECONDS, is_drawn, mark
+from mmsearch.search.clock import EPOCHS, FILES, MODELS, SAMPLING, STORAGE, Clock
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.space import suggest
 from mmsearch.search.storage import BASELINE, SEED
@@ -29,6 +31,7 @@ from mmsearch.training.checkpoints import DamagedCheckpoint, load_checkpoint, sa
 from mmsearch.training.device import memory_told
 from mmsearch.training.fit import EpochResult
 from mmsearch.training.latency import latency_ms
+from mmsearch.training.precision import computed_in
 from mmsearch.training.provenance import code_digest, hardware, versions
 
 # A Gaussian process and NSGA-II learn from complete trials only: after trials that were not trained, what they propose
@@ -44,23 +47,39 @@ class Infeasible(optuna.TrialPruned):
     """The model violates a constraint whatever it learns, and is not trained."""
 
 
+@dataclass
+class _Audit:
+    """Whether a trial is drawn for the audit, and its mark once the pruner would have ended it."""
+
+    drawn: bool
+    mark: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at a trial: the trial, the number of its first attempt, what it depends on, and when it began."""
+    """One attempt at a trial: the trial, the number of its first attempt, what it depends on, and when it began.
+
+    `audit` says whether the trial trains on where the pruner would end it, and what it bears since then.
+    """
 
     trial: optuna.Trial
     first: int
     run: dict[str, Any]
     prunable: bool
+    audit: _Audit
     began: str
     training: TrialTraining
+
+    def asks(self, step: int) -> bool:
+        """Whether the pruner is asked after a step: not of the defaults, nor once it would have ended the trial."""
+        return self.prunable and (self.audit.mark is None or step <= self.audit.mark["step"])
 
     @property
     def belongs(self) -> dict[str, Any]:
         """Whose checkpoint this attempt may go on from: one that says the same."""
         return {
             "parameters": dict(self.training.hyperparameters.items()),
-            **{key: self.run[key] for key in ("seed", "data", "code")},
+            **{key: self.run[key] for key in ("seed", "data", "code", "precision")},
             "torch": self.run["versions"]["torch"],
             "kind of device": self.training.device.type,
         }
@@ -72,8 +91,9 @@ class Objective:
     The leading metric chooses the best epoch on the validation rows; the others have their values there. With k-fold
     validation a trial trains a model a fold, and its values are the means. `on_epoch(trial number, fold, result,
     leading value)` is told each epoch, `on_note(text)` what of the weights to begin with did not fit, once, and what
-    becomes of checkpoints; `should_stop()` is asked after each epoch. Raises `optuna.TrialPruned`, `Stopped`,
-    `StorageLost`, or `TrialFailed` with the reason.
+    becomes of checkpoints; `should_stop()` is asked after each epoch; `clock` is told what the time is spent on, and
+    `place` is what others call the device. Raises `optuna.TrialPruned`, `Stopped`, `StorageLost`, or `TrialFailed` with
+    the reason.
 
     A trial whose checkpoint is there, its own or that of an attempt before it, goes on from it. One is written every
     `checkpoint_every` seconds, and before `Stopped` is raised; `save` and `forget` are for whoever settles the trial.
@@ -88,9 +108,13 @@ class Objective:
         on_epoch: Callable[[int, int, EpochResult, float], None] = lambda number, fold, result, value: None,
         on_note: Callable[[str], None] = lambda text: None,
         should_stop: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+        place: str | None = None,
     ) -> None:
         self.config, self.dataset, self.device = config, dataset, device
+        self.place = place or str(device)
         self.on_epoch, self.on_note, self.should_stop = on_epoch, on_note, should_stop
+        self.clock = clock or Clock()
         self.preparation = Preparation(config, dataset)
         self._attempt: _Attempt | None = None
         self._checkpoint: Path | None = None  # of the trial that was trained last
@@ -126,8 +150,14 @@ class Objective:
         attempt = self._attempt
         if attempt is not None and attempt.training.results[0] and attempt.training.whole:
             run = {key: value for key, value in attempt.run.items() if key not in attempt.belongs}
-            state = {"belongs": attempt.belongs, "run": run, "training": attempt.training.state_dict()}
-            save_checkpoint(self.config.paths.checkpoint(attempt.first), state)
+            state = {
+                "belongs": attempt.belongs,
+                "run": run,
+                AUDITED: attempt.audit.mark,
+                "training": attempt.training.state_dict(),
+            }
+            with self.clock.spent(FILES):
+                save_checkpoint(self.config.paths.checkpoint(attempt.first), state)
 
     def forget(self) -> None:
         """Delete the checkpoint of the trial that was trained last, which has ended; raises `OSError`."""
@@ -138,31 +168,38 @@ class Objective:
     def _begin(self, trial: optuna.Trial) -> _Attempt:
         """What a trial trains, and from what; kept with the trial, so that it can be told why a replay differs."""
         config = self.config
-        hyperparameters = suggest(config.dimensions, trial)
-        attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
+        with self.clock.spent(SAMPLING):
+            hyperparameters = suggest(config.dimensions, trial)
+        held = trial.storage.get_trial(trial._trial_id)
+        attrs = held.system_attrs
         first = attrs.get("failed_trial", trial.number)
         self._checkpoint = config.paths.checkpoint(first)
         seeded_by = attrs.get(SEED, first)
         run = {
             "seed": trial_seed(config, seeded_by),
             "threads": torch.get_num_threads(),
-            "device": str(self.device),
+            "device": self.place,
+            "precision": computed_in(config.search.precision, hyperparameters, self.device),
             "hardware": hardware(self.device)["device"],
             "data": self.dataset.fingerprint,
             "code": code_digest(),
             "versions": versions(),
         }
-        trial.set_user_attr("run", run)
-        training = TrialTraining(
-            config,
-            self.preparation.prepared(hyperparameters),
-            hyperparameters,
-            first_number=seeded_by,
-            device=self.device,
-            on_note=self._note_once,
-        )
+        with self.clock.spent(STORAGE):
+            trial.set_user_attr("run", run)
+            if held.user_attrs.get(AUDITED):  # of an attempt that was handed back
+                trial.set_user_attr(AUDITED, None)
+        with self.clock.spent(MODELS):
+            training = TrialTraining(
+                config,
+                self.preparation.prepared(hyperparameters),
+                hyperparameters,
+                first_number=seeded_by,
+                device=self.device,
+                on_note=self._note_once,
+            )
         began = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        return _Attempt(trial, first, run, not attrs.get(BASELINE), began, training)
+        return _Attempt(trial, first, run, not attrs.get(BASELINE), _Audit(is_drawn(config, first)), began, training)
 
     def _go_on(self, attempt: _Attempt, log: TextIO) -> None:
         """Take over the checkpoint of an attempt before this one, if there is one, and tell its epochs again.
@@ -184,6 +221,9 @@ class Objective:
             return
         training.load_state_dict(held["training"])
         self._remember(attempt, held["run"])
+        attempt.audit.mark = held.get(AUDITED)
+        if attempt.audit.mark is not None:
+            attempt.trial.set_user_attr(AUDITED, attempt.audit.mark)
         last = training.results[-1][-1]
         within = f" of fold {training.fold}" if self.config.folds > 1 else ""
         self.on_note(f"trial {number} goes on after epoch {last.epoch}{within}, from its checkpoint")
@@ -203,7 +243,7 @@ class Objective:
         """Train what is left."""
         training = attempt.training
         saved = time.monotonic()
-        for fold, result in training:
+        for fold, result in self.clock.within(EPOCHS, training):
             self.on_epoch(attempt.trial.number, fold, result, training.value_of(result))
             self._tell(attempt, log, fold, result)
             stop = self.should_stop() and not training.over
@@ -229,9 +269,20 @@ class Objective:
             return
         if len(config.study.metrics) > 1:  # of which Optuna takes no reports
             return
-        attempt.trial.report(value, step)
-        if attempt.prunable and step < steps and attempt.trial.should_prune() and heed:
+        with self.clock.spent(STORAGE):
+            attempt.trial.report(value, step)
+            if attempt.asks(step) and step < steps and attempt.trial.should_prune() and heed:
+                self._end(attempt, step, value)
+
+    def _end(self, attempt: _Attempt, step: int, value: float) -> None:
+        """What the pruner asks for: `TrialPruned`, or for a trial that is drawn for the audit a mark."""
+        trial, audit = attempt.trial, attempt.audit
+        if not audit.drawn:
             raise optuna.TrialPruned(f"after step {step}")
+        if audit.mark is None:
+            epochs, sign = sum(map(len, attempt.training.results)), 1 if self.config.directions[0] == "maximize" else -1
+            audit.mark = mark(step, value, epochs, trial.study.get_trials(deepcopy=False), sign)
+            trial.set_user_attr(AUDITED, audit.mark)
 
     def _note_once(self, text: str) -> None:
         """What is as true of the next trial."""
@@ -286,9 +337,11 @@ class Objective:
         if not rows:
             return
         trial.set_user_attr("epochs", len(rows))
+        trial.set_user_attr(SECONDS, round(sum(row["seconds"] or 0 for row in rows), 3))
         best = [training.best(fold).epoch for fold, results in enumerate(training.results, 1) if results]
         trial.set_user_attr("best_epoch", median_high(best))
-        leave_artifacts(trial, self.config, rows, best, training.confusion, self.dataset.classes)
+        with self.clock.spent(FILES):
+            leave_artifacts(trial, self.config, rows, best, training.confusion, self.dataset.classes)
 
     def _row(self, fold: int, result: EpochResult) -> dict[str, float | int | None]:
         """One epoch as the logs hold it; with k-fold validation it says which fold."""

@@ -19,7 +19,7 @@ from mmsearch.search.study import total_of
 
 
 def devices(config: StudyConfig) -> tuple[str, ...]:
-    """What workers train on, each in its turn, as `choose_device` has it; torch is not loaded where there is no GPU.
+    """What workers train on, each in its turn, as `choose_devices` has it; torch is not loaded where there is no GPU.
 
     Raises `UsageError` where a GPU is asked for that this machine does not have.
     """
@@ -28,14 +28,12 @@ def devices(config: StudyConfig) -> tuple[str, ...]:
         raise UsageError("--gpus chooses among GPUs, but the device is the cpu")
     if wanted == "cpu" or (wanted == "auto" and chosen is None and not gpus()):
         return ("cpu",)
-    from mmsearch.training.device import choose_device  # here, since torch takes a second to import
+    from mmsearch.training.device import choose_devices  # here, since torch takes a second to import
 
     try:
-        first = str(choose_device(wanted, 0, chosen))
+        return tuple(map(str, choose_devices(wanted, chosen)))
     except MmsearchError as error:
         raise UsageError(str(error)) from None
-    turn = (first,) if ":" in wanted else tuple(f"cuda:{number}" for number in chosen or range(gpus()))
-    return turn or (first,)
 
 
 def default_workers(config: StudyConfig, places: tuple[str, ...]) -> int:

@@ -157,7 +157,7 @@ def _train(
     team, threads = team_of(config, workers, places, beside + working_here(source))
     for line in opening(config, dataset, team, threads, places, beside):
         progress.note(line)
-    orders = Orders(config, "", 0, opened.total(), threads, only_queued=True)
+    orders = Orders(config, "", 0, opened.total(), threads, only_queued=True, places=places)
     ending = work(opened, orders, team, token, signals, progress).ending
     return None if ending is None else ending.reason
 

@@ -119,13 +119,13 @@ def build_sampler(config: StudyConfig) -> BaseSampler:
 def build_pruner(config: StudyConfig) -> BasePruner:
     """The pruner of a study; none where there are several metrics, for which Optuna has none.
 
-    Steps are epochs, counted from 1; with k-fold they are folds, counted from 1. The first step at which a trial may
-    be pruned, and the first rung, is the one after `pruner_warmup`.
+    Steps are epochs, counted from 1; with k-fold they are folds, counted from 1. Which of them may be the first that
+    is a trial's last, `first_step` says. The default was chosen by benchmarks/pruners.py.
     """
     search = config.search
     if len(config.study.metrics) > 1:
         return NopPruner()
-    first = min(search.pruner_warmup + 1, steps(config))
+    first = first_step(config)
     median = MedianPruner(n_startup_trials=search.pruner_startup, n_warmup_steps=first)
     match search.pruner:
         case "median":
@@ -150,6 +150,17 @@ def build_pruner(config: StudyConfig) -> BasePruner:
                 return WilcoxonPruner(p_threshold=search.pruner_p, n_startup_steps=first)
         case _:
             return NopPruner()
+
+
+def first_step(config: StudyConfig) -> int:
+    """The first step at which a trial may be pruned, and the first rung: the one after `pruner_warmup`.
+
+    Rungs begin after a tenth of the steps at the earliest: they double or treble from there, and from the first of 50
+    epochs too few trials would train to the end.
+    """
+    last = steps(config)
+    first = min(config.search.pruner_warmup + 1, last)
+    return max(first, last // 10) if config.search.pruner in ("halving", "hyperband") else first
 
 
 def steps(config: StudyConfig) -> int:
@@ -196,8 +207,8 @@ def _pruner_notes(config: StudyConfig) -> Iterator[str]:
     if search.pruner == "patient" and search.pruner_patience + 2 > first:
         first, reason = search.pruner_patience + 2, f"pruner_patience = {search.pruner_patience}"
     if first >= last:
-        what = "folds" if config.folds > 1 else "epochs"
-        needs = f"with {reason} it needs more than {first} {what}, and there are {last}"
+        what = ("fold" if config.folds > 1 else "epoch") + ("" if first == 1 else "s")
+        needs = f"with {reason} it needs more than {first} {what}, and there {'is' if last == 1 else 'are'} {last}"
         yield f"pruner {search.pruner} prunes nothing: {needs}"
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mmsearch.errors import MmsearchError, SearchFailed, StorageError
 from mmsearch.search.budgets import Budgets, Ending, Signals
 from mmsearch.search.children import OUTPUT_GRACE_S, STARTUP_S, Child, Events, start
+from mmsearch.search.clock import Ledger
 from mmsearch.search.machine import oom_kills, still_runs
 from mmsearch.search.progress import Event, Progress, Snapshot, duration, plural
 from mmsearch.search.storage import OWNER
@@ -39,7 +40,8 @@ DATABASE_ERRORS = (StorageError, StorageInternalError, SQLAlchemyError)
 class Supervisor:
     """Runs the workers of one launch until they have nothing left to do, or the search has to end.
 
-    `finished` counts the trials that these workers finished; `ending` is why the search ended before its total.
+    `finished` counts the trials that these workers finished; `ledger` adds up what their time went into; `ending` is
+    why the search ended before its total.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Supervisor:
         self.children: list[Child] = []
         self.ending: Ending | None = None
         self.finished = 0
+        self.ledger = Ledger()
         self._failures_in_a_row = 0
         self._deaths_in_a_row = 0
         self._deaths: Counter[int] = Counter()  # by the worker's index, since its last epoch
@@ -167,6 +170,7 @@ class Supervisor:
     def _spawn(self, index: int) -> None:
         kills = oom_kills() - self._explained
         self.children.append(start(replace(self.orders, index=index), kills, self._clock, self._events))
+        self.ledger.begin(self.children[-1].name)
 
     def _listen(self) -> None:
         """Take all that workers have said; wait a little for the first of it."""
@@ -182,6 +186,8 @@ class Supervisor:
 
     def _take(self, child: Child, event: dict[str, Any]) -> None:
         """Keep the books on one event of a worker."""
+        if "spent" in event:
+            self.ledger.take(child.name, event["spent"], last=event["event"] == "ended")
         match event["event"]:
             case "ready":
                 child.ready = True
@@ -310,6 +316,7 @@ class Supervisor:
         """End a worker, and all that it started itself; returns its exit code."""
         self.children.remove(child)
         code = child.kill()
+        self.ledger.end(child.name)
         if code is None:
             self.progress.note(f"worker {child.index}, process {child.process.pid}, was killed and does not end")
         return -signal.SIGKILL if code is None else code

@@ -24,28 +24,36 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def choose_device(wanted: str, index: int = 0, gpus: Sequence[int] | None = None) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
+def choose_devices(wanted: str, gpus: Sequence[int] | None = None) -> tuple[torch.device, ...]:
+    """The torch devices for `auto`, `cpu`, `cuda` or `cuda:N`: under `auto` and `cuda`, the `gpus`, or all there are.
 
-    Under `auto` and `cuda`, worker number `index` takes its turn among `gpus`, or all there are. Raises
-    `MmsearchError` where a GPU is asked for and there is none of that number.
+    Raises `MmsearchError` where a GPU is asked for and there is none of that number.
     """
     found = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cpu" or (wanted == "auto" and not found and gpus is None):
-        return torch.device("cpu")
+        return (torch.device("cpu"),)
     there = f"this machine has {found or 'no'} CUDA device{'s' if found != 1 else ''}"
     if ":" in wanted:
         number = int(wanted.partition(":")[2])
         if number >= found:
             raise MmsearchError(f'device "{wanted}": {there}')
-        return torch.device("cuda", number)
+        return (torch.device("cuda", number),)
     missing = [str(number) for number in gpus or () if number >= found]
     if missing:
         raise MmsearchError(f"gpus: there is no GPU {' or '.join(missing)}; {there}{', from 0' if found else ''}")
     if not found:
         raise MmsearchError(f'device "{wanted}": {there}')
-    turn = gpus or range(found)
-    return torch.device("cuda", turn[index % len(turn)])
+    return tuple(torch.device("cuda", number) for number in gpus or range(found))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The first of `choose_devices`."""
+    return choose_devices(wanted)[0]
+
+
+def own_device(place: str) -> torch.device:
+    """The device of a process that was started to train on `cpu` or `cuda:N`, and sees no other GPU."""
+    return torch.device("cpu" if place == "cpu" else "cuda:0")
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return {"device": device_name(device), "threads": torch.get_num_threads()}
 
 
+@functools.cache
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmsearch.config import StudyConfig
+from mmsearch.results.audit_words import saved_in_words, wrong_in_words
 from mmsearch.results.report.content import Block, Cite, Column, Text, note, paragraph, table
 from mmsearch.results.report.material import Searched
 from mmsearch.results.report.words import count, listed, metric
+from mmsearch.search.audit import audit_of
 from mmsearch.search.progress import duration, plural
-from mmsearch.search.samplers import steps
+from mmsearch.search.samplers import first_step, steps
 from mmsearch.search.study import grid_size
 
 
@@ -19,6 +21,8 @@ def strategy(searched: Searched) -> Iterator[Block]:
     yield paragraph(
         "The search runs on Optuna ", Cite("akiba2019"), ". ", *_sampler(config), " ", *_pruner(config, searched)
     )
+    if audited := _audited(searched):
+        yield paragraph(audited)
     yield paragraph(*_value(searched))
     size = grid_size(config)
     budget = f"{searched.total} trials, complete or pruned"
@@ -90,7 +94,7 @@ def _pruner(config: StudyConfig, searched: Searched) -> Text:
     if len(searched.metrics) > 1:
         return ("With several metrics no trial is pruned as it trains.",)
     unit = "fold" if config.folds > 1 else "epoch"
-    first = min(search.pruner_warmup + 1, steps(config))
+    first = first_step(config)
     after = f"after {unit} {first} at the earliest"
     started = f", once {count(search.pruner_startup, 'trial')} ended" if search.pruner_startup else ""
     match search.pruner:
@@ -142,6 +146,14 @@ def _pruner(config: StudyConfig, searched: Searched) -> Text:
                 Cite("golovin2017"),
                 f", {after}{started}.",
             )
+
+
+def _audited(searched: Searched) -> str | None:
+    """What pruning saved, and how often it was wrong; None where nothing was pruned, or would have been."""
+    audit = audit_of(searched.trials, searched.signs[0])
+    if not audit.pruned + audit.audited:
+        return None
+    return f"Pruning {saved_in_words(audit)}. To find out how often it is wrong, {wrong_in_words(audit)}."
 
 
 def _value(searched: Searched) -> Text:
