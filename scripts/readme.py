@@ -18,6 +18,7 @@ README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 COMMANDS = (
     "init",
+    "preflight",
     "launch",
     "worker",
     "status",
@@ -55,7 +56,7 @@ taken. `features.*` apply where the audio rows are waveforms.
 
 # What has no docstring of its own.
 TOP_LEVEL = {
-    "Makefile": "make demo, make test, make test-fast",
+    "Makefile": "make demo, make test, make test-fast, make bench, make bench-quick",
     "pyproject.toml": "the package, its dependencies and tools",
     "constraints.txt": "the exact versions that were tested",
     "Dockerfile": "one image for every service",
@@ -145,7 +146,7 @@ def tree() -> str:
         assert (ROOT / name).exists(), name
         rows.append((name, text))
     for folder in ("scripts", "benchmarks", "tests"):
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
             rows.append((str(path.relative_to(ROOT)), first_sentence(text)))
     width = max(len(name) for name, _ in rows) + 2

@@ -37,7 +37,7 @@ def test_the_made_parts_are_up_to_date() -> None:
 def test_every_command_has_a_line() -> None:
     done = subprocess.run([MMSEARCH, "--help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^  ([a-z-]+)  ", done.partition("Commands:")[2], re.M)
-    assert len(commands) == 17
+    assert len(commands) == 18
     for command in commands:
         assert f"| `mmsearch {command}` |" in README
         assert f"<code>mmsearch {command}</code>" in REFERENCE

@@ -325,7 +325,8 @@ def test_workers_take_turns_on_the_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     places = tuple(map(str, choose_devices(wanted, gpus)))
     assert places == tuple(devices)
-    orders = [Orders(configured(TINY), "", index, 6, 1, places=places) for index in range(2 * len(devices))]
+    config = configured(TINY)
+    orders = [Orders(config, "", index, 6, 1, places=places) for index in range(2 * len(devices))]
     assert [Orders.from_json(one.to_json()).place for one in orders] == 2 * devices
 
 
