@@ -68,12 +68,14 @@ def audit_of(trials: Sequence[FrozenTrial], sign: int) -> Audit:
     bar = good[math.ceil(len(good) / 10) - 1] if good else math.inf
     gains = [(sign * trial.values[0], trial.user_attrs[AUDITED]["best"]) for trial in candidates(audited)]
     lengths = [trial.user_attrs["epochs"] for trial in (audited if len(audited) >= ENOUGH else complete)]
+    further = {epochs: _further(epochs, lengths) for epochs in {trial.user_attrs.get("epochs", 0) for trial in pruned}}
+    saved = (further[epochs] * _pace(trial) for trial in pruned if (epochs := trial.user_attrs.get("epochs", 0)))
     return Audit(
         len(pruned),
         len(audited),
         sum(best is None or gain > sign * best for gain, best in gains),
         sum(gain >= bar for gain, _ in gains),
-        math.fsum(_missing(trial, lengths) for trial in pruned) if lengths else None,
+        math.fsum(saved) if lengths else None,
         math.fsum(_beyond(trial) for trial in audited),
     )
 
@@ -86,11 +88,10 @@ def audit_notes(config: StudyConfig) -> Iterator[str]:
         yield f'audit = {config.search.audit:g} audits nothing: pruner = "none" prunes nothing'
 
 
-def _missing(trial: FrozenTrial, lengths: Sequence[int]) -> float:
-    """The seconds that a pruned trial would have trained on, if it had as many epochs as those that have more."""
-    epochs = trial.user_attrs.get("epochs", 0)
+def _further(epochs: int, lengths: Sequence[int]) -> float:
+    """How many epochs more those trials had, on average, that had more than so many; 0 where none had."""
     longer = [length - epochs for length in lengths if length > epochs]
-    return fmean(longer) * _pace(trial) if longer and epochs else 0.0
+    return fmean(longer) if longer else 0.0
 
 
 def _beyond(trial: FrozenTrial) -> float:
