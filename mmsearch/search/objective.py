@@ -271,7 +271,7 @@ class Objective:
             return
         with self.clock.spent(STORAGE):
             attempt.trial.report(value, step)
-            if attempt.asks(step) and step < steps and attempt.trial.should_prune() and heed:
+            if attempt.asks(step) and step < steps and not training.over and attempt.trial.should_prune() and heed:
                 self._end(attempt, step, value)
 
     def _end(self, attempt: _Attempt, step: int, value: float) -> None:

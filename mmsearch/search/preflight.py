@@ -28,7 +28,7 @@ from mmsearch.search.machine import cores
 from mmsearch.search.progress import Progress, duration, plural
 from mmsearch.search.proposals import QuasiRandomPoints
 from mmsearch.search.room import available_memory, free_disk, peak_memory
-from mmsearch.search.samplers import steps
+from mmsearch.search.samplers import first_step, steps
 from mmsearch.search.space import restore
 from mmsearch.search.study import count, total_of
 
@@ -151,7 +151,7 @@ def least_share(config: StudyConfig) -> float:
     """The part of its epochs that a trial trains in any case, before it can be pruned or its patience ends."""
     search = config.search
     prunes = search.pruner != "none" and len(config.study.metrics) == 1
-    first = min(search.pruner_warmup + 1, steps(config)) if prunes else steps(config)
+    first = first_step(config) if prunes else steps(config)
     patient = min(search.patience + 1, search.max_epochs)
     epochs = first * patient if config.folds > 1 else min(first, patient)
     return epochs / (config.folds * search.max_epochs)
