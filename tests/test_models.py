@@ -208,12 +208,15 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
 def test_a_convolution_over_time_is_torchs(kernel: int) -> None:
     torch.manual_seed(0)
     ours, torchs = Conv1d(3, 4, kernel, padding=kernel // 2), torch.nn.Conv1d(3, 4, kernel, padding=kernel // 2)
+    halved, torchs_halved = Conv1d(4, 4, 3, 2, groups=2, dilation=2), torch.nn.Conv1d(4, 4, 3, 2, groups=2, dilation=2)
+    torchs_halved.load_state_dict(halved.state_dict())
     torchs.load_state_dict(ours.state_dict())
     rows = torch.randn(5, 9, 3).transpose(1, 2)
     found = ours(rows.unsqueeze(2))
     assert found.shape == (5, 4, 1, 9)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(found.squeeze(2), torchs(rows), atol=1e-6)
+    assert torch.allclose(halved(found).squeeze(2), torchs_halved(found.squeeze(2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -40,7 +40,7 @@ class ConvolutionBlocks(Encoder):
             if min(size) >= 2:
                 blocks.insert(len(blocks) - isinstance(blocks[-1], MONOTONE), nn.MaxPool2d(halved))
                 size = tuple(side // 2 for side in size)
-            blocks += _dropout(kind, rate, True)
+            blocks += _dropout(kind, rate)
             channels = width
         self.blocks = nn.Sequential(*blocks)
         self.token_width = channels

@@ -37,13 +37,14 @@ class Conv1d(nn.Conv1d):
     """torch's convolution over time, of rows that lie as images of one line: (B, channels, 1, steps).
 
     With channels last, which torch has for images alone, convolutions and poolings of sequences are as fast as those of
-    images; an odd kernel keeps the number of steps.
+    images.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, 1, steps) -> (B, out_channels, 1, steps)."""
+        """(B, in_channels, 1, steps) -> (B, out_channels, 1, as many steps as torch's)."""
         assert isinstance(self.padding, tuple)
-        return functional.conv2d(input, self.weight.unsqueeze(2), self.bias, padding=(0, *self.padding))
+        steps = (1, *self.stride), (0, *self.padding), (1, *self.dilation)
+        return functional.conv2d(input, self.weight.unsqueeze(2), self.bias, *steps, self.groups)
 
 
 def normalisation(kind: str, channels: int, convolved: bool) -> list[nn.Module]:
@@ -72,8 +73,6 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, channels, ...) -> the same."""
-        if widened(input) is input:
-            return super().forward(input)
         return super().forward(widened(input)).to(input.dtype)
 
 
@@ -95,17 +94,17 @@ class DropPath(nn.Module):
         return branch * kept / (1 - self.rate)
 
 
-def dropout(kind: str, rate: float, convolved: bool = False) -> list[nn.Module]:
+def dropout(kind: str, rate: float) -> list[nn.Module]:
     """One module, which keeps its place where nothing is dropped: weights have the same names with any rate.
 
-    `spatial`, after a convolution, leaves out whole channels (Tompson et al., arXiv 1411.4280).
+    `spatial`, for after a convolution, leaves out whole channels (Tompson et al., arXiv 1411.4280).
     """
     if not rate:
         return [nn.Identity()]
     if kind == "drop_path":
         return [DropPath(rate)]
     if kind == "spatial":
-        return [nn.Dropout2d(rate) if convolved else nn.Dropout1d(rate)]
+        return [nn.Dropout2d(rate)]
     return [Dropout(rate)]
 
 
@@ -143,7 +142,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         bias = norm == "none"
-        inside = dropout(kind, 0 if kind == "drop_path" else rate, True)
+        inside = dropout(kind, 0 if kind == "drop_path" else rate)
         outside = dropout(kind, rate if kind == "drop_path" else 0)
         self.branch = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride, 1, bias=bias),
@@ -172,10 +171,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """torch's scaled dot-product attention of (B, heads, tokens, width), never in bfloat16 on processors: its backward
     pass takes 16 times as long there.
     """
-    if widened(queries) is queries:
+    wide = widened(queries)
+    if wide is queries:
         return functional.scaled_dot_product_attention(queries, keys, values)
     with torch.autocast(queries.device.type, enabled=False):
-        found = functional.scaled_dot_product_attention(widened(queries), widened(keys), widened(values))
+        found = functional.scaled_dot_product_attention(wide, widened(keys), widened(values))
     return found.to(queries.dtype)
 
 

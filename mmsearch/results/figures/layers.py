@@ -106,9 +106,10 @@ def kind(module: nn.Module) -> str:
             stride = f", stride {module.stride[0]}" if module.stride[0] != 1 else ""
             sides = "x".join(map(str, module.kernel_size))
             return f"{name}{', kernel' if len(module.kernel_size) == 1 else ''} {sides}{stride}"
-        case nn.MaxPool1d() | nn.MaxPool2d():
-            return f"{name} {module.kernel_size}"
-        case nn.Dropout() | nn.Dropout1d() | nn.Dropout2d():
+        case nn.MaxPool2d():
+            size = module.kernel_size
+            return f"{name} {size if isinstance(size, int) else 'x'.join(map(str, size))}"
+        case nn.Dropout() | nn.Dropout2d():
             return f"{name} {module.p:g}"
         case DropPath():
             return f"{name} {module.rate:g}"
