@@ -119,7 +119,7 @@ class SearchSection(_Section):
         "halving"
     )
     pruner_startup: Annotated[int, Field(ge=0)] = 5
-    pruner_warmup: Annotated[int, Field(ge=0)] = 0
+    pruner_warmup: Annotated[int, Field(ge=0)] | None = None
     pruner_percentile: Annotated[float, Field(ge=0, le=100)] = 25.0
     pruner_patience: Annotated[int, Field(ge=0)] = 2
     pruner_lower: Annotated[float, Field(allow_inf_nan=False)] | None = None

@@ -228,7 +228,7 @@ def _print_audit(config: StudyConfig, audit: Audit) -> None:
 
     if audit.pruned or audit.audited:
         print(f"pruning   {saved_in_words(audit)}")
-    if audit.audited or audit.pruned or config.search.audit:
+    if audit.audited or config.search.audit:
         print(f"audit     {wrong_in_words(audit)}")
 
 

@@ -53,14 +53,18 @@ def train(config: StudyConfig, trials: int, **how: Any) -> OpenStudy:
 
 
 def test_each_attempt_draws_the_same_and_a_greater_share_draws_more(made: Made) -> None:
-    drawn = {share: {n for n in range(2000) if is_drawn(made(search__audit=share), n)} for share in (0.05, 0.5)}
-    assert drawn[0.05] == {n for n in range(2000) if is_drawn(made(search__audit=0.05), n)}
+    def of(share: float, **given: Any) -> set[int]:
+        config = made(search__audit=share, **given)
+        return {n for n in range(2000) if is_drawn(config, n)}
+
+    drawn = {share: of(share) for share in (0.05, 0.5)}
+    assert drawn[0.05] == of(0.05)
     assert drawn[0.05] < drawn[0.5]
     assert 60 < len(drawn[0.05]) < 140  # 100 expected, with a standard deviation of 10
     assert 900 < len(drawn[0.5]) < 1100
-    assert drawn[0.5] != {n for n in range(2000) if is_drawn(made(search__audit=0.5, study__seed=1), n)}
-    assert not any(is_drawn(made(search__audit=0.0), n) for n in range(2000))
-    assert all(is_drawn(made(search__audit=1.0), n) for n in range(2000))
+    assert drawn[0.5] != of(0.5, study__seed=1)
+    assert of(0.0) == set()
+    assert len(of(1.0)) == 2000
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
@@ -130,8 +134,8 @@ def test_folds_are_steps(made: Made) -> None:
     assert list(trial.intermediate_values) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_an_audited_trial_that_is_resumed_goes_on_as_audited(made: Made, kept: bool) -> None:
+@pytest.mark.parametrize(("kept", "last"), [(True, 2), (True, 3), (False, 3)])
+def test_an_audited_trial_that_is_resumed_goes_on_as_audited(made: Made, kept: bool, last: int) -> None:
     """Also where nobody is drawn any more; without its checkpoint it begins anew, and is pruned."""
     config = made(search__audit=1.0)
     epochs: list[int] = []
@@ -141,10 +145,10 @@ def test_an_audited_trial_that_is_resumed_goes_on_as_audited(made: Made, kept: b
 
     with train(config, 1) as opened:
         dataset = load_dataset(config)
-        stopped = Objective(config, dataset, CPU, on_epoch=on_epoch, should_stop=lambda: epochs[-1:] == [3])
+        stopped = Objective(config, dataset, CPU, on_epoch=on_epoch, should_stop=lambda: epochs[-1:] == [last])
         run_trial(opened, stopped, opened.optuna.ask(), lambda event, **fields: None, Stop())
         first = opened.trials()[1]
-        assert (first.state, epochs, first.intermediate_values) == (TrialState.WAITING, [1, 2, 3], {})
+        assert (first.state, epochs, first.intermediate_values) == (TrialState.WAITING, [1, 2, 3][:last], {})
         assert first.user_attrs[AUDITED]["step"] == 2
         if not kept:
             config.paths.checkpoint(1).unlink()
@@ -181,16 +185,16 @@ def test_what_trials_tell_of_pruning(sign: int) -> None:
         ended(TrialState.PRUNED, sign * 0.5, 0, 0.0, **{VIOLATED: "out of memory"}),  # not by the pruner
         create_trial(state=TrialState.FAIL, user_attrs={AUDITED: {"step": 2, "epochs": 2, "best": None}}),
     ]
-    assert audit_of(trials, sign) == Audit(1, 0, 0, 0, 6 * 2.0, 0.0)
+    assert audit_of(trials, sign) == Audit(1, 0, 0, 0, 0, 6 * 2.0, 0.0)
     some = [audited(sign * 0.79, 6, sign * 0.8), audited(sign * 0.9, 6, sign * 0.88)]
     # 6 missing epochs of nine trials and 2 of two; with 11 complete trials the best tenth are two
     found = audit_of([*trials, *some], sign)
     assert found.saved == pytest.approx((9 * 6 + 2 * 2) / 11 * 2.0)
-    assert replace(found, saved=None) == Audit(1, 2, 1, 1, None, 80.0)
-    many = [*some, *[audited(sign * 0.7, 7, None)] * 3]  # before any was complete: it would have been the best
+    assert replace(found, saved=None) == Audit(1, 2, 2, 1, 1, None, 80.0)
+    many = [*some, *[audited(sign * 0.7, 7, None)] * 3]  # before any was complete
     found = audit_of([*trials, *many], sign)
     assert found.saved == pytest.approx((2 * 2 + 3 * 3) / 5 * 2.0)
-    assert replace(found, saved=None) == Audit(1, 5, 4, 1, None, 80.0 + 150.0)
+    assert replace(found, saved=None) == Audit(1, 5, 2, 1, 1, None, 80.0 + 150.0)
 
 
 def test_a_trial_that_violates_a_constraint_was_no_loss() -> None:
@@ -207,18 +211,23 @@ def test_a_trial_that_violates_a_constraint_was_no_loss() -> None:
 
 
 def test_pruning_in_words() -> None:
-    assert saved_in_words(Audit(0, 0, 0, 0, None, 0.0)) == "ended no trial"
-    assert saved_in_words(Audit(1, 0, 0, 0, None, 0.0)) == (
+    assert saved_in_words(Audit(0, 0, 0, 0, 0, None, 0.0)) == "ended no trial"
+    assert saved_in_words(Audit(1, 0, 0, 0, 0, None, 0.0)) == (
         "ended 1 trial early; how much that saved only a complete trial can tell"
     )
-    found = Audit(61, 4, 0, 1, 7500.0, 300.0)
+    found = Audit(61, 4, 4, 0, 1, 7500.0, 300.0)
     assert saved_in_words(found) == "ended 61 trials early, which saved about 2 h 5 min of training; audits took 5 min"
     assert wrong_in_words(found) == (
         "of 4 trials that would have been pruned but trained to the end, 0 (95 % interval 0 to 49 %) ended better than "
-        "the best trial that was there when it would have been pruned, and 1 (95 % interval 5 to 70 %) among the best "
-        "tenth of all complete ones"
+        "the best trial there was at that moment, and 1 (95 % interval 5 to 70 %) ended among the best tenth of all "
+        "complete ones"
     )
-    assert wrong_in_words(Audit(61, 0, 0, 0, 7500.0, 0.0)) == "no trial was audited"
+    assert wrong_in_words(Audit(61, 4, 3, 1, 1, 7500.0, 300.0)).split(", ")[1] == (
+        "1 (95 % interval 6 to 79 %) of the 3 with complete trials before ended better than the best trial there was "
+        "at that moment"
+    )
+    assert "none had a complete trial before it" in wrong_in_words(Audit(61, 4, 0, 0, 1, 7500.0, 300.0))
+    assert wrong_in_words(Audit(61, 0, 0, 0, 0, 7500.0, 0.0)) == "no trial was audited"
 
 
 def test_a_search_with_audits(mmsearch: Run, made: Made) -> None:

@@ -281,7 +281,7 @@ DIGITS = (ROOT / "studies" / "digits.toml").read_text()
 # Keys that have no default of their own: what stands behind the # is an example.
 EXAMPLES = {"study.storage", "study.constraints", "data.rows", "data.image_shape", "data.audio_shape"}
 EXAMPLES |= {"data.sample_rate", "data.audio_seconds", "search.pruner_lower", "search.pruner_upper", "search.init"}
-EXAMPLES |= {"search.timeout", "search.patience_trials", "search.trial_timeout", "search.gpus"}
+EXAMPLES |= {"search.pruner_warmup", "search.timeout", "search.patience_trials", "search.trial_timeout", "search.gpus"}
 SECTIONS = re.findall(r"^\[(study|data|search)\]\n(.*?)(?=^# What is|^\[)", DIGITS, re.M | re.S)
 KEYS = [
     (section, key, bool(hash_sign))

@@ -117,7 +117,7 @@ def test_words_of_time() -> None:
 
 def test_the_summary_says_where_the_time_went(searched: Path) -> None:
     (line,) = [line for line in (searched / "launch.out").read_text().splitlines() if line.startswith("workers ")]
-    trained = re.match(r"workers   (\d+\.\d) % of \d+ s in epochs; (.*?); start-up (\d+\.\d) s each", line)
+    trained = re.match(r"workers   (\d+\.\d) % of [^;]+ in epochs; (.*?); start-up (\d+\.\d) s each", line)
     assert trained, line
     shares = {name: float(share) for name, share in re.findall(r"([a-z ]+) (\d+\.\d) %", trained[2])}
     assert {" sampling", " storage"} <= {f" {name.strip()}" for name in shares}

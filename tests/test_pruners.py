@@ -126,7 +126,7 @@ def test_the_first_rung_grows_with_the_epochs(make: Make, epochs: int, first: in
         config = make(f'pruner = "{pruner}"\nmax_epochs = {epochs}', name=f"{pruner}{epochs}")
         assert first_step(config) == first
         assert first_step(make(f'pruner = "{pruner}"\nmax_epochs = {epochs}\npruner_warmup = 7')) == min(8, epochs)
-    assert first_step(make(f'pruner = "median"\nmax_epochs = {epochs}', name="m")) == 1
+    assert first_step(make(f'pruner = "median"\nmax_epochs = {epochs}', name="m")) == 3
     config = make(f"max_epochs = {epochs}", name="pruned")
     with create_study(config, "data")[0] as opened:
         assert train(opened, [0.9] * epochs) is None

@@ -21,10 +21,15 @@ def wrong_in_words(audit: Audit) -> str:
     if not audit.audited:
         return "no trial was audited"
     trials = "the one trial" if audit.audited == 1 else f"{audit.audited} trials"
+    better = "none had a complete trial before it to be compared with"
+    if audit.judged:
+        judged = f" of the {audit.judged} with complete trials before" if audit.judged < audit.audited else ""
+        better = (
+            f"{_share(audit.better, audit.judged)}{judged} ended better than the best trial there was at that moment"
+        )
     return (
-        f"of {trials} that would have been pruned but trained to the end, {_share(audit.better, audit.audited)} ended "
-        "better than the best trial that was there when it would have been pruned, and "
-        f"{_share(audit.among_best, audit.audited)} among the best tenth of all complete ones"
+        f"of {trials} that would have been pruned but trained to the end, {better}, and "
+        f"{_share(audit.among_best, audit.audited)} ended among the best tenth of all complete ones"
     )
 
 

@@ -43,9 +43,10 @@ def mark(step: int, value: float, epochs: int, before: Sequence[FrozenTrial], si
 class Audit:
     """How good pruning was in one study.
 
-    `pruned` trials were ended by the pruner; `audited` ones would have been, trained on, and are complete. Of these,
-    `better` ended better than the best trial that was complete when the pruner would have ended them, and `among_best`
-    are in the best tenth of all complete trials, ties included; both keep to the constraints. `saved` estimates the
+    `pruned` trials were ended by the pruner; `audited` ones would have been, trained on, and are complete. `among_best`
+    of these are in the best tenth of all complete trials, ties included. `judged` of them had a complete trial to be
+    compared with when the pruner would have ended them, and `better` ended better than the best of those. Both keep to
+    the constraints. `saved` estimates the
     seconds of training that the pruned trials would have taken beyond what they did: their missing epochs, as many as
     audited trials, or the complete ones where fewer than five are audited, had beyond as many, at their own seconds an
     epoch; None where no complete trial tells. `cost` are the seconds that audited trials trained beyond their mark.
@@ -53,6 +54,7 @@ class Audit:
 
     pruned: int
     audited: int
+    judged: int
     better: int
     among_best: int
     saved: float | None
@@ -73,7 +75,8 @@ def audit_of(trials: Sequence[FrozenTrial], sign: int) -> Audit:
     return Audit(
         len(pruned),
         len(audited),
-        sum(best is None or gain > sign * best for gain, best in gains),
+        sum(trial.user_attrs[AUDITED]["best"] is not None for trial in audited),
+        sum(best is not None and gain > sign * best for gain, best in gains),
         sum(gain >= bar for gain, _ in gains),
         math.fsum(saved) if lengths else None,
         math.fsum(_beyond(trial) for trial in audited),

@@ -14,11 +14,11 @@ from mmsearch.search.machine import this_process
 from mmsearch.search.progress import duration
 
 START_UP = "start-up"  # from the process's start to its first training step: imports, data, the first model
-EPOCHS = "epochs"  # training steps, and the validation that ends each epoch
-MODELS = "models"  # models and optimisers built, audio features and statistics made ready
+EPOCHS = "epochs"  # training steps, and the validation that ends each epoch; the models of folds after the first
+MODELS = "models"  # a trial's first model and optimiser built, audio features and statistics made ready
 SAMPLING = "sampling"  # a trial claimed, its parameters proposed and stored
 STORAGE = "storage"  # reports, the pruner's answers, attributes, ends of trials
-FILES = "files"  # checkpoints, pictures, logs
+FILES = "files"  # checkpoints and pictures
 WAITING = "waiting"  # for a place in the study, while others train its last trials
 REST = "rest"  # whatever has no other name
 APART = (START_UP, WAITING)  # no part of what a worker does trial by trial
@@ -130,7 +130,7 @@ class Ledger:
     def __init__(self) -> None:
         self._born: dict[str, float] = {}
         self._told: dict[str, Mapping[str, float]] = {}
-        self._well: set[str] = set()  # that ended well
+        self._well: set[str] = set()  # that have told all
         self._lost = 0.0
 
     def begin(self, worker: str) -> None:
@@ -138,7 +138,7 @@ class Ledger:
         self._born[worker] = time.perf_counter()
 
     def take(self, worker: str, seconds: Mapping[str, float], *, last: bool = False) -> None:
-        """What its clock reads; `last` when it ends well."""
+        """What its clock reads; `last` when it ends itself, well or with an error."""
         self._told[worker] = seconds
         if last:
             self._well.add(worker)

@@ -277,7 +277,7 @@ class Objective:
     def _end(self, attempt: _Attempt, step: int, value: float) -> None:
         """What the pruner asks for: `TrialPruned`, or for a trial that is drawn for the audit a mark."""
         trial, audit = attempt.trial, attempt.audit
-        if not audit.drawn:
+        if not audit.drawn and audit.mark is None:
             raise optuna.TrialPruned(f"after step {step}")
         if audit.mark is None:
             epochs, sign = sum(map(len, attempt.training.results)), 1 if self.config.directions[0] == "maximize" else -1

@@ -153,14 +153,24 @@ def build_pruner(config: StudyConfig) -> BasePruner:
 
 
 def first_step(config: StudyConfig) -> int:
-    """The first step at which a trial may be pruned, and the first rung: the one after `pruner_warmup`.
+    """The first step at which a trial may be pruned, and the first rung: the one after `warmup`.
 
     Rungs begin after a tenth of the steps at the earliest: they double or treble from there, and from the first of 50
     epochs too few trials would train to the end.
     """
     last = steps(config)
-    first = min(config.search.pruner_warmup + 1, last)
+    first = min(warmup(config) + 1, last)
     return max(first, last // 10) if config.search.pruner in ("halving", "hyperband") else first
+
+
+def warmup(config: StudyConfig) -> int:
+    """How many steps of a trial are never pruned: as many as the study file says, or as suit its pruner.
+
+    Rungs compare trials again later; other rules judge once for all, and a first epoch tells little.
+    """
+    if config.search.pruner_warmup is not None:
+        return config.search.pruner_warmup
+    return 0 if config.search.pruner in ("halving", "hyperband") else 2
 
 
 def steps(config: StudyConfig) -> int:
@@ -199,7 +209,7 @@ def _pruner_notes(config: StudyConfig) -> Iterator[str]:
     search, last = config.search, steps(config)
     if search.pruner == "none" or len(config.study.metrics) > 1:
         return
-    first, reason = search.pruner_warmup + 1, f"pruner_warmup = {search.pruner_warmup}"
+    first, reason = warmup(config) + 1, f"pruner_warmup = {warmup(config)}"
     if search.pruner == "wilcoxon":  # n folds that are all worse have a p of 1 in 2 to the n
         enough = next(n for n in range(2, 64) if 0.5**n < search.pruner_p)
         if enough > first:

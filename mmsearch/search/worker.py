@@ -226,8 +226,8 @@ def _work(orders: Orders, emit: Emit, stop: Stop, clock: Clock) -> None:
                 with clock.spent(WAITING):
                     stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
                 continue
-            run_trial(opened, objective, trial, emit, stop)
-            if first:  # what outlives it stays: looking through all of that took 0.2 s after each trial
+            over = run_trial(opened, objective, trial, emit, stop)
+            if over and first:  # what outlives it stays: looking through all of that took 0.2 s after each trial
                 gc.freeze()
                 first = False
             if not still_works(device):
@@ -245,8 +245,8 @@ class _Outcome:
     violated: Mapping[str, float] = field(default_factory=dict)  # constraints that only this outcome has
 
 
-def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit, stop: Stop) -> None:
-    """Train one claimed trial and settle its state, whatever happens.
+def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit: Emit, stop: Stop) -> bool:
+    """Train one claimed trial and settle its state, whatever happens; returns whether it is over.
 
     Raises `StorageError` where the storage is away for too long, and `DiskFull`; the trial is gone on with elsewhere.
     """
@@ -283,7 +283,7 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     if not settled or outcome.state == TrialState.WAITING:
         log.info("trial %d handed back", trial.number)
         emit("handed_back", trial=trial.number, spent=clock.read())
-        return
+        return False
     objective.forget()
     free_memory(objective.device)
     told = opened.storage.get_trial(trial._trial_id)
@@ -301,6 +301,7 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
         reason=reason,
         spent=clock.read(),
     )
+    return True
 
 
 def _settle(opened: OpenStudy, trial: optuna.Trial, outcome: _Outcome) -> bool:

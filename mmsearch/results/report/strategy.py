@@ -153,7 +153,8 @@ def _audited(searched: Searched) -> str | None:
     audit = audit_of(searched.trials, searched.signs[0])
     if not audit.pruned + audit.audited:
         return None
-    return f"Pruning {saved_in_words(audit)}. To find out how often it is wrong, {wrong_in_words(audit)}."
+    wrong = f" How often it is wrong: {wrong_in_words(audit)}." if audit.audited else ""
+    return f"Pruning {saved_in_words(audit)}.{wrong}"
 
 
 def _value(searched: Searched) -> Text:
