@@ -57,7 +57,7 @@ test-fast: .venv/installed-dev
 bench-ray: .venv/ray/installed
 
 bench: .venv/installed bench-ray
-	@echo "== 4. mmsearch, a plain Optuna script and Ray Tune, side by side: about two hours"
+	@echo "== 4. mmsearch, a plain Optuna script and Ray Tune, side by side: about 2.5 hours"
 	$(BIN)/python benchmarks/bench.py
 
 bench-quick: .venv/installed

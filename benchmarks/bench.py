@@ -3,16 +3,17 @@
 
     bench.py [--quick] [--only step same-work workers search] [--seeds 0 1 2] [--repeats 3] [--work FOLDER] [--out FILE]
 
-step       training samples a second of two networks, the plain loop against mmsearch's, in turns in one process
+step       training samples a second of two networks, the plain loop against mmsearch's as it is and in float32, in turn
 same-work  the same 20 configurations, none pruned, 6 epochs: seconds, and test macro F1 of each, trained again
-workers    mmsearch with one worker of one thread against two
+workers    mmsearch with one worker of one thread against two on the same cores: trials an hour, once started
 search     16 trials of one space, each in its own way: seconds until validation macro F1 is a target that all reach,
            and the winners' test macro F1
 
 The data are pairs of the package's demo digits, or of --source, with noise. Each run's raw result is kept in FOLDER,
-and not measured again while settings, versions and mmsearch's code are the same: killed and run again, it goes on. The
-figures go to FILE, and as Markdown tables to standard output. A pass takes about two hours on two cores, --quick under
-five minutes; its figures only show that all of it runs. Without --ray-python's file, Ray Tune is left out.
+and not measured again while all that it depends on is the same: killed and run again, it goes on. The figures go as
+Markdown tables to standard output, and to FILE, which only a whole pass has by default. That takes about 2.5 hours
+on two cores, --quick under five minutes; its figures only show that all of it runs. Without --ray-python's file, Ray
+Tune is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any
 
 import optuna
 import torch
-from comparison.contestants import BENCHMARKS, ROOT, WORKERS
+from comparison.contestants import BENCHMARKS, ROOT, WORKERS, ray_versions
 from comparison.passes import COMPARISONS, QUICK, Pass, Scale
 from comparison.processes import CommandFailed, adopt_orphans, say
 from comparison.summary import summarise
@@ -57,11 +57,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="default: bench.json in benchmarks/results, or of less than a whole pass in the work folder",
+        help="default: benchmarks/results/bench.json for a whole pass of the demo data with Ray Tune, else none",
     )
     args = parser.parse_args(arguments)
-    if len(os.sched_getaffinity(0)) < WORKERS:
-        parser.error(f"it needs {WORKERS} cores, and this process has one")
     if args.repeats is not None and args.repeats < 1:
         parser.error("--repeats must be 1 or more")
     if args.seeds is not None and min(args.seeds) < 0:
@@ -82,12 +80,16 @@ def planned(args: argparse.Namespace) -> Pass:
     return Pass(scale, source, work.resolve(), ray, tuple(args.only))
 
 
+def whole(plan: Pass) -> bool:
+    """Whether it is the pass whose figures are kept with the project."""
+    return plan == replace(plan, scale=Scale(), source="demo", only=COMPARISONS) and plan.ray is not None
+
+
 def provenance(plan: Pass) -> dict[str, Any]:
     """Where and with what the figures were measured."""
     found: dict[str, str] = versions()
     if plan.ray is not None:
-        command = [str(plan.ray), "-c", "import ray; print(ray.__version__)"]
-        found = {**found, "ray": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
+        found = {**found, **ray_versions(plan.ray)}
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
@@ -111,6 +113,8 @@ def end(number: int, frame: object) -> None:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+    if len(os.sched_getaffinity(0)) < WORKERS:
+        sys.exit(f"it needs {WORKERS} cores, and this process has one")
     plan = planned(args)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, end)
@@ -127,11 +131,11 @@ def main(arguments: list[str]) -> None:
     found = {"command": shown, **provenance(plan), **summarise(raw)}
     if args.quick:
         del found["bars"]  # which are set for whole passes
-    whole = not args.quick and set(args.only) == set(COMPARISONS)
-    out = args.out or (BENCHMARKS / "results" if whole else plan.work) / "bench.json"
-    write_text(out, json.dumps(found, indent=2) + "\n")
     print(tables(found), end="")
-    say(f"written: {out}")
+    out = args.out or (BENCHMARKS / "results" / "bench.json" if whole(plan) else None)
+    if out is not None:
+        write_text(out, json.dumps(found, indent=2) + "\n")
+        say(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -13,6 +14,8 @@ import optuna
 from optuna.trial import TrialState
 
 from mmsearch.config import StudyConfig, load_config
+from mmsearch.data.dataset import Dataset
+from mmsearch.data.sources import load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10
@@ -66,20 +69,59 @@ def study_config(study: str, source: str, data: Path, work: Path, precision: str
     return load_config(ROOT / "studies" / f"{study}.toml", given)
 
 
-def record(config: StudyConfig, draws: int, file: Path, *, repeat: bool = False) -> list[Curve]:
-    """The curves of so many configurations, those that diverged left out; trains what `file` does not hold yet."""
-    held = [Curve(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    train(config, held, draws, file, repeat)
-    return [curve for curve in held[:draws] if curve.values]
+def basis(config: StudyConfig, dataset: Dataset) -> dict[str, Any]:
+    """What curves depend on besides their parameters."""
+    import torch
+
+    from mmsearch.search.space import distributions
+    from mmsearch.training.provenance import code_digest, device_name, versions
+
+    space = repr((sorted(distributions(config.dimensions).items()), sorted(config.configurations[0].items())))
+    return {
+        "epochs": config.search.max_epochs,
+        "precision": config.search.precision,
+        "sampler": config.search.sampler,
+        "rows": [len(dataset.train), 0 if dataset.test is None else len(dataset.test)],
+        "data": dataset.fingerprint,
+        "space": hashlib.blake2b(space.encode(), digest_size=8).hexdigest(),
+        "device": device_name(torch.device("cpu")),
+        "code": code_digest(),
+        "versions": versions(),
+    }
 
 
-def train(config: StudyConfig, held: list[Curve], draws: int, file: Path, repeat: bool) -> None:
+TRAINED_ON = ("device", "code", "versions")  # what matters only where curves are added to those that are held
+
+
+def record(config: StudyConfig, draws: int, file: Path, *, repeat: bool = False) -> tuple[dict[str, Any], list[Curve]]:
+    """What the curves of so many configurations depend on, and the curves, those that diverged left out.
+
+    Trains what `file` does not hold yet: its first line says what its curves depend on, then each line is one. Raises
+    `SystemExit` where that differs from what is asked for, or for curves that are to be added, from what is there now.
+    """
+    if draws == 0:
+        return {}, []
+    dataset = load_dataset(config)
+    of = json.loads(json.dumps(basis(config, dataset)))  # as it is read
+    if not file.exists():
+        file.write_text(json.dumps({"of": of}) + "\n")
+    first, *lines = file.read_text().splitlines()
+    held = [Curve(**json.loads(line)) for line in lines]
+    found: dict[str, Any] = json.loads(first).get("of", {})
+    asked = [name for name in of if len(held) < draws or name not in TRAINED_ON]
+    other = [name for name in asked if found.get(name) != of[name]]
+    if other:
+        raise SystemExit(f"{file}: its curves are of other {', '.join(other)}: give another --work folder")
+    train(config, dataset, held, draws, file, repeat)
+    return found, [curve for curve in held[:draws] if curve.values]
+
+
+def train(config: StudyConfig, dataset: Dataset, held: list[Curve], draws: int, file: Path, repeat: bool) -> None:
     """Draw and train configurations until there are so many, adding each to `held` and to the file."""
     if len(held) >= draws:
         return
     import torch
 
-    from mmsearch.data.sources import load_dataset
     from mmsearch.errors import LossNotFinite
     from mmsearch.search.folds import Preparation, TrialTraining
     from mmsearch.search.samplers import build_sampler
@@ -90,7 +132,6 @@ def train(config: StudyConfig, held: list[Curve], draws: int, file: Path, repeat
 
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    dataset = load_dataset(config)
     assert dataset.test is not None
     preparation, test = Preparation(config, dataset), Batches(dataset.test, device)
     study = optuna.create_study(direction="maximize", sampler=build_sampler(config))

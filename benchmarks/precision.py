@@ -8,14 +8,15 @@ DATA is a folder in the zenodo layout; noise is added to it (deviations of 0.5 o
 that models differ. A family is the base, two small dense encoders side by side, with one choice of the study file
 changed. Both precisions train on the same rows with the same seed, the best epoch on the validation rows counts, and
 all scores are computed in float32. A step's cost is CPU time without validation, of one thread on a processor and of
-the whole machine's wait on a GPU, from epochs of the two precisions in turn. What was done is kept in FOLDER and not
-done again. The results go to FILE, and as a Markdown table to standard output.
+the whole machine's wait on a GPU, from epochs of the two precisions in turn. What was done is kept in FOLDER, and not
+done again while all that it depends on is the same. The results go to FILE, and as a Markdown table to standard output.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import shlex
 import statistics as median_of
@@ -155,13 +156,40 @@ def cost(hyperparameters: Hyperparameters, train: Split, device: torch.device) -
     return {precision: seconds[1:] for precision, seconds in found.items()}
 
 
+def basis(data: tuple[Split, Split], epochs: int, device: torch.device) -> dict[str, Any]:
+    """What records depend on besides their family's configuration."""
+    digest = hashlib.blake2b(digest_size=8)
+    for split in data:
+        assert split.label is not None
+        for array in (split.image, split.audio, split.label):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "epochs": epochs,
+        "rows": [len(split) for split in data],
+        "timed": [TIMED_ROWS, ROUNDS],
+        "data": digest.hexdigest(),
+        "hardware": hardware(device),
+        "code": code_digest(),
+        "versions": versions(),
+    }
+
+
 def measure(
-    name: str, data: tuple[Split, Split], seeds: Sequence[int], epochs: int, device: torch.device, work: Path
+    name: str,
+    data: tuple[Split, Split],
+    seeds: Sequence[int],
+    epochs: int,
+    device: torch.device,
+    work: Path,
+    of: dict[str, Any],
 ) -> dict[str, Any]:
-    """All that is measured of a family; what its record in the folder holds is not done again."""
+    """All that is measured of a family; what its record in the folder holds `of` the same is not done again."""
     record = work / f"{name.replace(' ', '_')}.json"
-    held: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"trained": {}}
     hyperparameters = configuration(name)
+    of = {**of, "configuration": dict(hyperparameters.items())}
+    held: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    if held.get("of") != json.loads(json.dumps(of)):
+        held = {"of": of, "trained": {}}
 
     def keep() -> None:
         record.with_suffix(".new").write_text(json.dumps(held))
@@ -264,9 +292,9 @@ def main() -> None:
         print(f"{args.device} has no bfloat16: what is measured is its emulation", file=sys.stderr)
     data = (load(args.data, "train", args.rows[0]), load(args.data, "test", args.rows[1]))
     args.work.mkdir(parents=True, exist_ok=True)
-    results = []
+    results, of = [], basis(data, args.epochs, args.device)
     for name in args.families:
-        found = measure(name, data, args.seeds, args.epochs, args.device, args.work)
+        found = measure(name, data, args.seeds, args.epochs, args.device, args.work, of)
         results.append(found)
         print(
             f"{name}: {found['speed_up']:.2f} times as fast, macro F1 {found['macro_f1']['difference']:+.4f}",

@@ -6,8 +6,8 @@
 
 DATA is a folder that mmsearch reads. For each study, configurations are drawn at random, and others by a real TPE
 search, and each is trained to its last epoch with nothing that ends it; the defaults also with several seeds. One
-process and one thread do this; what was recorded is kept in FOLDER, which is for one DATA and precision, and not done
-again, so that it may be stopped, and run for two studies at once.
+process and one thread do this; what was recorded is kept in FOLDER with what it depends on, and not done again, so
+that it may be stopped, and run for two studies at once; it is refused for other data, epochs or precision.
 
 Then whole searches are replayed on the recorded curves with Optuna's own pruners in Optuna's own study, by two workers
 on a clock that counts the recorded seconds. Each pruner meets the same orders. Trial 0 has the defaults and is never
@@ -124,7 +124,7 @@ def replay(curves: Sequence[Curve], pruner: BasePruner) -> Replay:
         curve, trial = curves[number], trials[number]
         trained += curve.seconds[epoch - 1]
         trial.report(curve.values[epoch - 1], epoch)
-        if number > 0 and epoch < EPOCHS and trial.should_prune():
+        if number > 0 and epoch < len(curve.values) and trial.should_prune():  # as search/objective.py asks
             study.tell(trial, state=TrialState.PRUNED)
             pruned.add(number)
             begin(now)
@@ -323,16 +323,17 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     studies: dict[str, Any] = {}
     for study in args.studies:
-        curves = {}
+        curves, recorded = {}, {}
         for source, draws in (("random", args.draws), (REPEATS, args.seeds), ("tpe", args.proposed)):
             config = study_config(study, source, args.data.resolve(), args.work.resolve(), args.precision)
             file = args.work / f"{study}-{source}.jsonl"
-            curves[source] = record(config, draws, file, repeat=source == REPEATS)
+            recorded[source], curves[source] = record(config, draws, file, repeat=source == REPEATS)
         again = [curve.ended_by(PATIENCE) for curve in curves.pop(REPEATS)]
         ended = {source: [curve.ended_by(PATIENCE) for curve in found] for source, found in curves.items()}
         rows = searches(ended, args.budgets, args.orders, args.jobs)
         studies[study] = {
             "configurations": {source: len(found) for source, found in curves.items()},
+            "recorded with": {source: of for source, of in recorded.items() if of},
             "seconds a configuration, median": round(
                 statistics.median(sum(curve.seconds) for found in curves.values() for curve in found), 1
             ),

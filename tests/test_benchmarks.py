@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ from conftest import ROOT, environment
 sys.path.append(str(ROOT / "benchmarks"))
 
 import bench
-from comparison.contestants import Task
+from comparison.contestants import Mmsearch, Task
 from comparison.pairs import pair, write_pairs
-from comparison.passes import QUICK, Pass, Scale, _once_each
+from comparison.passes import QUICK, Pass, Scale
 from comparison.plain_optuna import START, Data, Network, suggest
 from comparison.processes import CommandFailed, EpochLogs, Watched, run
-from comparison.space import NAMES, NETWORKS, configurations, network, ours, study_text, theirs
-from comparison.summary import bars, common_target, difference, ratio, reached, summarise
+from comparison.space import NAMES, NETWORKS, configurations, longest_first, network, ours, study_text, theirs
+from comparison.summary import bars, common_target, difference, ratio, reached, spread, summarise
 from comparison.tables import tables
 
 from mmsearch.config import StudyConfig, load_config
@@ -98,6 +100,11 @@ def test_the_fixed_configurations_are_those_of_the_study(tmp_path: Path) -> None
     assert [theirs(dict(one)) for one in config.configurations] == fixed
     assert (config.search.pruner, config.search.patience, config.search.max_epochs) == ("none", 6, 6)
     assert config.study.trials == 20
+    ordered = longest_first(fixed)
+    assert ordered[0] == START
+    assert sorted(map(str, ordered)) == sorted(map(str, fixed))
+    image = [params["image_filters_2"] * params["image_filters_1"] for params in (ordered[1], ordered[-1])]
+    assert image[0] > image[1]
 
 
 def test_pairs_are_of_one_class_and_take_each_row_before_any_again() -> None:
@@ -120,6 +127,7 @@ def test_all_are_validated_on_the_same_rows(tmp_path: Path) -> None:
     assert len(train) + len(valid) == 200
     assert len(dataset.test) == 1100
     plain = Data(data, 3)
+    assert not {"train_and_valid", "test"} & set(vars(plain))  # a search needs no memory for them
     assert [len(rows) for rows in (plain.train, plain.valid, plain.train_and_valid, plain.test)] == sizes
     assert plain.valid.tensors[2].tolist() == valid.labels.tolist()
     image, audio = np.load(data / "data_wr_train.npy"), np.load(data / "data_sp_train.npy")
@@ -158,19 +166,25 @@ def _raw() -> dict[str, dict[str, Any]]:
 
     def add(name: str, seconds: float, value: float, scores: list[float]) -> None:
         epochs = [[seconds / 2, "0", 1, value - 0.1], [seconds, "0", 2, value]]
-        raw[name] = {"seconds": seconds, "cpu_s": seconds, "anonymous_mb": 500.0, "epochs": epochs}
+        raw[name] = {"seconds": seconds, "cpu_s": None if "/ray/" in name else seconds, "anonymous_mb": 500.0}
+        raw[name] |= {"epochs": epochs, "made_again": int("/plain/" in name), "start_up_s": 3.0}
         if scores:
             raw[f"{name}/scores"] = {"macro_f1": scores}
 
-    rates = {"plain": [100.0, 110.0], "mmsearch": [250.0, 260.0]}
-    raw["step/16-32-64/flat"] = {"parameters": 5, "rows": 64, "precision": "auto", "samples_a_second": rates}
+    rates = {"plain": [100.0, 110.0], "mmsearch": [250.0, 260.0], "mmsearch in float32": [150.0, 150.0]}
+    raw["step/16-32-64/flat"] = {"parameters": 5, "rows": 64, "precision": "bfloat16", "samples_a_second": rates}
     for turn in (0, 1):
         for name, seconds in (("plain/flat", 90.0), ("mmsearch/flat", 30.0)):
             add(f"same-work/{name}/{turn}", seconds, 0.9, [0.8, 0.9])
-        for name, seconds in (("plain/flat", 100.0), ("ray/flat", 60.0), ("mmsearch/flat", 20.0)):
+        for name, seconds in (
+            ("plain/flat", 100.0),
+            ("plain/frames", 50.0),
+            ("ray/flat", 60.0),
+            ("mmsearch/flat", 20.0),
+        ):
             add(f"search/{name}/{turn}", seconds + turn, 0.9, [0.8 + turn / 100])
         for workers in (1, 2):
-            add(f"workers/{workers}/{turn}", 30.0 / workers, 0.9, [])
+            add(f"workers/{workers}/{turn}", 3.0 + 36.0 / workers, 0.9, [])
     return raw
 
 
@@ -181,15 +195,23 @@ def test_the_figures_of_a_pass_and_its_bars() -> None:
     assert ours_found["sooner_than_plain"]["median"] == pytest.approx(4.9, abs=0.01)
     assert ours_found["sooner_than_ray"]["max"] == 3.0
     assert ours_found["test_macro_f1"]["mean"] == 0.805
+    assert found["search"]["contestants"]["plain/frames"]["sooner_than_plain"]["median"] == pytest.approx(2, abs=0.03)
+    assert "cpu_seconds" not in found["search"]["contestants"]["ray/flat"]
+    assert found["workers"]["1"] == {"trials_an_hour": spread([100.0, 100.0]), "start_up_seconds": spread([3.0, 3.0])}
+    assert found["workers"]["faster"]["median"] == 2.0
     met = {one["bar"]: one["met"] for one in found["bars"]}
     assert met["step, 16-32-64, 1 x 507: times the samples a second"]
     assert met["same work, 1 x 507: times less wall time"]
     assert met["two workers: times one worker's trials an hour"]
-    assert met["search, 1 x 507: times sooner than plain"]
-    assert met["search, 1 x 507: winners' test macro F1 less plain's"]
+    assert met["search, 1 x 507 against plain on 1 x 507: times sooner"]
+    assert met["search, 1 x 507 against plain on 1 x 507: winners' test macro F1, whole interval"]
     assert not any("39 x 13" in bar for bar in met)  # was not measured
     shown = tables(found)
     assert "| mmsearch, 1 x 507 | 30 (30 to 30) | 3.0 times (3.0 to 3.0) |" in shown
+    assert "| plain Optuna script, 39 x 13 | 50.5 (50 to 51) | 2.0 times (2.0 to 2.0) |" in shown
+    assert "255 (250 to 260), bfloat16 | 2.4 times (2.4 to 2.5) | 150 (150 to 150) | 1.4 times (1.4 to 1.5) |" in shown
+    assert "| peak memory, MB | made again |" in shown
+    assert shown.count("| 500 (500 to 500) | 2 |") == 3  # plain's runs
     assert "| NO |" not in shown
 
 
@@ -198,28 +220,21 @@ def test_a_bar_that_is_not_met_says_so() -> None:
     worse = {"test_macro_f1_less_plain": {"mean": -0.02, "interval": [-0.03, -0.01]}}
     found = bars({**slow, "same_work": {"mmsearch/flat": worse}})
     assert [one["met"] for one in found] == [False, False]
+    assert "| -0.005 | -0.02 | -0.03 to -0.01 | NO |" in tables({"bars": found})
+
+
+@pytest.mark.parametrize(
+    ("interval", "met"), [([-0.005, 0.01], True), ([-0.0051, 0.03], False), ([0.001, 0.002], True), (None, False)]
+)
+def test_as_good_is_an_interval_that_is_hardly_below(interval: list[float] | None, met: bool) -> None:
+    scores = {"test_macro_f1_less_plain": {"mean": 0.001, "interval": interval}}
+    assert [one["met"] for one in bars({"same_work": {"mmsearch/flat": scores}})] == [met]
 
 
 def test_only_some_comparisons_make_only_some_figures() -> None:
     raw = {name: held for name, held in _raw().items() if name.startswith("step/")}
     assert set(summarise(raw)) == {"step", "bars"}
     assert set(summarise({})) == {"bars"}
-
-
-def test_what_is_kept_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Pass(QUICK, "demo", tmp_path, None)
-    counted: list[int] = []
-
-    def measure() -> dict[str, Any]:
-        counted.append(1)
-        return {"seconds": 1.5}
-
-    for settings in ({"epochs": 2}, {"epochs": 2}, {"epochs": 3}):
-        assert made._kept("search/plain/flat/0", settings, measure) == {"seconds": 1.5}
-    assert len(counted) == 2
-    assert "search/plain/flat/0: kept from before" in capsys.readouterr().err
-    assert Pass(Scale(), "demo", tmp_path, None)._kept("search/plain/flat/0", {"epochs": 3}, measure)
-    assert len(counted) == 3  # other data
 
 
 def test_epochs_are_seen_once_and_whole(tmp_path: Path) -> None:
@@ -243,21 +258,22 @@ def test_a_run_is_watched_and_leaves_nothing(tmp_path: Path) -> None:
     assert seen.seconds >= 1.5
     assert 80 < seen.anonymous_mb < 300
     with pytest.raises(CommandFailed, match="exit code 3"):
-        run([[sys.executable, "-c", "raise SystemExit(3)"], ["sleep", "600"]], log=log)
-    assert not _running("sleep 600")
+        run([[sys.executable, "-c", "raise SystemExit(3)"], ["sleep", f"600.{os.getpid()}"]], log=log)
+    assert not _running(f"sleep 600.{os.getpid()}")
 
 
 def test_a_benchmark_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
-    program = "from pathlib import Path; from comparison.processes import run; run([['sleep', '611']], log=Path('log'))"
+    sleep = f"sleep 611.{os.getpid()}"
+    program = f"from pathlib import Path; from comparison.processes import run; run([{sleep.split()}], log=Path('log'))"
     started = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT / "benchmarks"))
     )
     try:
-        _until(lambda: _running("sleep 611"))
+        _until(lambda: _running(sleep))
     finally:
         os.kill(started.pid, signal.SIGKILL)
         started.wait()
-    _until(lambda: not _running("sleep 611"))
+    _until(lambda: not _running(sleep))
 
 
 def _running(command: str) -> bool:
@@ -299,30 +315,40 @@ def test_what_is_asked_for_is_planned(tmp_path: Path) -> None:
     plan = bench.planned(bench.parse(["--quick", "--work", str(tmp_path), "--seeds", "4", "--only", "search"]))
     assert (plan.scale.seeds, plan.scale.train, plan.only) == ((4,), QUICK.train, ("search",))
     assert bench.planned(bench.parse([])).scale == Scale()
+    whole = Pass(Scale(), "demo", tmp_path, tmp_path / "python")
+    assert bench.whole(whole)
+    others: list[dict[str, Any]] = [{"scale": plan.scale}, {"source": "data"}, {"ray": None}, {"only": ("step",)}]
+    assert not any(bench.whole(replace(whole, **other)) for other in others)
     assert json.loads(json.dumps(bench.provenance(plan)))["data"]["seeds"] == [4]
 
 
-class Scripted:
-    """A contestant whose runs are given."""
+def test_start_up_is_until_the_first_trial_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(tmp_path, tmp_path / "run", 2, 1, 0, workers=1)
 
-    def __init__(self, *runs: list[tuple[str, int]]) -> None:
-        self.runs = [[(1.0, trial, epoch, 0.5) for trial, epoch in run] for run in runs]
+    def ran(commands: Any, **options: Any) -> Watched:
+        for trial, second in (("0", 7), ("1", 5)):
+            log = task.folder / "three_conv" / "trials" / trial / "metrics.jsonl"
+            log.parent.mkdir(parents=True)
+            log.write_text(json.dumps({"attempt": f"2026-01-01T00:00:0{second}.250000Z", "epoch": 1}) + "\n")
+        return Watched(began=datetime(2026, 1, 1, tzinfo=UTC).timestamp())
 
-    def search(self) -> Watched:
-        return Watched(1.0, 1.0, 1.0, self.runs.pop(0))
-
-    def scores(self) -> list[float]:
-        return []
+    monkeypatch.setattr("comparison.contestants.run", ran)
+    assert Mmsearch(task).search().start_up_s == 5.25
 
 
-def test_a_run_that_is_not_the_work_given_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Stock SQLite gives one trial to two processes, now and then; and two that end at once train one too many."""
-    task = Task(tmp_path, tmp_path, 2, 1, 0, fixed=(START, START))
-    twice, more, right = [("0", 1), ("0", 1)], [("0", 1), ("1", 1), ("2", 1)], [("0", 1), ("1", 1)]
-    assert len(_once_each(Scripted(twice, more, right), task)["epochs"]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "2 epochs of 1 trials is not the work given: once more",
-        "3 epochs of 3 trials is not the work given: once more",
-    ]
-    with pytest.raises(CommandFailed, match="not the work given, 3 times"):
-        _once_each(Scripted(twice, twice, more), task)
+def test_one_of_two_cores_is_seen_at_the_start_and_both_are_used(tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    program = (
+        "import json, os, time; held = os.sched_getaffinity(0)\n"
+        "open('a.jsonl', 'w').write(json.dumps({'trial': 0, 'epoch': 1, 'valid_macro_f1': 0.5}) + '\\n')\n"
+        f"while not set({cores}) <= os.sched_getaffinity(0): time.sleep(0.05)\n"
+        "print(len(held))"
+    )
+    run(
+        [[sys.executable, "-c", program]],
+        log=tmp_path / "log",
+        epochs=EpochLogs(tmp_path, "a.jsonl"),
+        cores=1,
+        deadline=60,
+    )
+    assert (tmp_path / "log").read_text() == "1\n"

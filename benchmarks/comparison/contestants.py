@@ -5,12 +5,15 @@ All have the same data, the same validation rows, and two processes of one threa
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +55,12 @@ class Task:
 
 
 class Plain:
-    """The plain Optuna script, started twice on one study in SQLite; making the study is not timed."""
+    """The plain Optuna script, started twice on one study in SQLite; making the study is not timed.
+
+    It may fail: stock Optuna gives a waiting trial to both processes now and then, and the one that tells it last ends.
+    """
+
+    may_fail = True
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -108,6 +116,8 @@ def retrain(task: Task, winners: Sequence[dict[str, Any]]) -> list[float]:
 class RayTune:
     """Ray Tune with ASHA and Optuna, in the environment that `python` belongs to."""
 
+    may_fail = False
+
     def __init__(self, task: Task, python: Path) -> None:
         self.task, self.python = task, python
         self.winner = task.folder / "winner.json"
@@ -129,17 +139,34 @@ class RayTune:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray writes one into the home folder
         }
-        return run(
+        seen = run(
             self.commands(), log=self.task.output, environment=environment, epochs=EpochLogs(self.task.folder, LOG)
         )
+        seen.cpu_s = None  # its workers are not waited for
+        return seen
 
     def scores(self) -> list[float]:
         """The winner trained again by the plain script, whose training it is."""
         return retrain(self.task, [json.loads(self.winner.read_text())])
 
 
+@functools.cache
+def ray_versions(python: Path) -> dict[str, str]:
+    """The versions of Ray, and of what it searches with, in its environment."""
+    names = ("ray", "torch", "optuna", "numpy", "scikit-learn")
+    program = f"import importlib.metadata as m; print(*map(m.version, {names!r}))"
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+    found = dict(zip(names, done.stdout.split(), strict=True))
+    return {name if name == "ray" else f"ray's {name}": version for name, version in found.items()}
+
+
 class Mmsearch:
-    """mmsearch through its command line, on a study file."""
+    """mmsearch through its command line, on a study file.
+
+    It counts cores once, at its start, and shares them out among its workers: it is shown one for each.
+    """
+
+    may_fail = False
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -157,7 +184,9 @@ class Mmsearch:
         text = study_text(task.data, trials=task.trials, epochs=task.epochs, frames=task.frames, fixed=task.fixed)
         self.study.write_text(text)
         logs = EpochLogs(task.folder, "three_conv/trials/*/metrics.jsonl")
-        return run(self.commands(), log=task.output, epochs=logs, cores=task.workers)
+        seen = run(self.commands(), log=task.output, epochs=logs, cores=task.workers)
+        seen.start_up_s = round(_first_attempt(task.folder).timestamp() - seen.began, 2)
+        return seen
 
     def scores(self) -> list[float]:
         """The winner's macro F1 on the test rows, of `mmsearch retrain-best`; of fixed configurations all, in order."""
@@ -175,8 +204,18 @@ class Mmsearch:
         return [metrics["test"]["macro_f1"]]
 
 
+def _first_attempt(folder: Path) -> datetime:
+    """When the first trial of a folder's study began."""
+    logs = folder.glob("three_conv/trials/*/metrics.jsonl")
+    return min(
+        datetime.fromisoformat(json.loads(line)["attempt"]) for log in logs for line in log.read_text().splitlines()
+    )
+
+
 class Contestant(Protocol):
     """Who is compared."""
+
+    may_fail: bool  # and is then to be tried again
 
     def search(self) -> Watched:
         """Train what the task says, and be watched."""

@@ -24,6 +24,7 @@ from mmsearch.data.splits import holdout
 
 IMAGE_NOISE = 0.5  # standard deviation, of pixels from 0 to 1
 AUDIO_NOISE = 1.0  # standard deviation, of standardised coefficients
+FILES = [f"{kind}_{split}" for split in ("train", "test") for kind in ("data_wr", "data_sp", "labels")]
 FRACTION = 0.2  # of the training rows validate
 
 Rows = npt.NDArray[np.int64]

@@ -8,6 +8,7 @@ It stands on its own: nothing of mmsearch is imported. Each epoch is a line of `
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -110,20 +111,27 @@ class Data:
     """
 
     def __init__(self, folder: Path, seed: int, frames: bool = False):
-        image, audio, label = self.read(folder, "train", frames)
+        self.folder, self.frames = folder, frames
+        image, audio, label = self.read("train")
         validates = np.load(folder / f"validation_rows_{seed}.npy")
         trains = np.setdiff1d(np.arange(len(label)), validates)
         self.scales = [(float(rows[trains].mean()), float(rows[trains].std())) for rows in (image, audio)]
         self.train = self.dataset(image[trains], audio[trains], label[trains])
         self.valid = self.dataset(image[validates], audio[validates], label[validates])
-        self.train_and_valid = self.dataset(image, audio, label)
-        self.test = self.dataset(*self.read(folder, "test", frames))
 
-    def read(self, folder: Path, split: str, frames: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        image = np.load(folder / f"data_wr_{split}.npy").reshape(-1, 1, 28, 28)
-        audio = np.load(folder / f"data_sp_{split}.npy")
-        audio = audio.reshape(-1, 39, 13).transpose(0, 2, 1) if frames else audio.reshape(-1, 1, 507)
-        return image, audio, np.load(folder / f"labels_{split}.npy")
+    @functools.cached_property
+    def train_and_valid(self) -> TensorDataset:
+        return self.dataset(*self.read("train"))
+
+    @functools.cached_property
+    def test(self) -> TensorDataset:
+        return self.dataset(*self.read("test"))
+
+    def read(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        image = np.load(self.folder / f"data_wr_{split}.npy").reshape(-1, 1, 28, 28)
+        audio = np.load(self.folder / f"data_sp_{split}.npy")
+        audio = audio.reshape(-1, 39, 13).transpose(0, 2, 1) if self.frames else audio.reshape(-1, 1, 507)
+        return image, audio, np.load(self.folder / f"labels_{split}.npy")
 
     def dataset(self, image: np.ndarray, audio: np.ndarray, label: np.ndarray) -> TensorDataset:
         (image_mean, image_std), (audio_mean, audio_std) = self.scales

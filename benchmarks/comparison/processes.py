@@ -32,13 +32,16 @@ class Watched:
     """What was seen of a run: its seconds, its epochs in the order in which they ended, its greatest memory.
 
     `anonymous_mb`: RssAnon of /proc/PID/status, summed over all processes of the run, at its greatest, in MB (10^6
-    bytes), sampled every second. `cpu_s`: of the processes that were waited for.
+    bytes), sampled every second. `cpu_s`: of the processes that were waited for; None where others worked too.
+    `began`: the clock's seconds at the start. `start_up_s`: until the first trial began, where that is known.
     """
 
     seconds: float = 0.0
-    cpu_s: float = 0.0
+    cpu_s: float | None = 0.0
     anonymous_mb: float = 0.0
     epochs: list[Epoch] = field(default_factory=list)
+    began: float = 0.0
+    start_up_s: float | None = None
 
 
 class EpochLogs:
@@ -73,16 +76,16 @@ def run(
 ) -> Watched:
     """Run commands side by side until all have ended; what they print is added to `log`, by default in its folder.
 
-    They may use so many of this process's `cores`, by default all. Raises `CommandFailed`, and ends the others, where
-    one fails or the deadline (seconds) is over. Whatever ends this function, also a signal, ends all that it started;
-    they are asked to end where this process is killed.
+    They see so many of this process's `cores`, by default all, and may use all from the first epoch on. Raises
+    `CommandFailed`, and ends the others, where one fails or the deadline (seconds) is over. Whatever ends this
+    function, also a signal, ends all that it started; they are asked to end where this process is killed.
     """
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     seen, asked = Watched(), {key: value for key, value in os.environ.items() if not _ours(key)}
     before = _cpu()
     processes: list[subprocess.Popen[bytes]] = []
     with log.open("ab") as output, _ended(processes):
-        started = time.monotonic()
+        started, seen.began = time.monotonic(), time.time()
         for command in commands:
             processes.append(
                 subprocess.Popen(
@@ -101,7 +104,10 @@ def run(
             running = [process for process in processes if process.poll() is None]
             now = time.monotonic() - started
             if epochs is not None:
-                seen.epochs += epochs.new(now)
+                ended = list(epochs.new(now))
+                if cores and ended and not seen.epochs:
+                    _widen([pid for process in running for pid in (process.pid, *descendants(process.pid))])
+                seen.epochs += ended
             for process, command in zip(processes, commands, strict=True):
                 if process.poll():
                     raise CommandFailed(f"{command[0]} ended with exit code {process.returncode}; {log} has its output")
@@ -169,6 +175,14 @@ def _prepare(cores: list[int]) -> None:
     """Runs in a child before its program: its cores, and SIGTERM for it once its parent is gone."""
     os.sched_setaffinity(0, cores)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _widen(pids: Sequence[int]) -> None:
+    """Let these processes use all cores of this one."""
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                os.sched_setaffinity(int(thread.name), os.sched_getaffinity(0))
 
 
 def _ours(variable: str) -> bool:

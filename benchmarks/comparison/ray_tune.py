@@ -67,6 +67,7 @@ def search(args: argparse.Namespace) -> None:
             search_alg=OptunaSearch(suggest, "macro_f1", "max", points_to_evaluate=[START], seed=args.seed),
             num_samples=args.trials,
             max_concurrent_trials=2,
+            reuse_actors=True,  # so that only the first two trials wait for the imports
         ),
         run_config=tune.RunConfig(storage_path=str(args.folder.resolve()), verbose=0),
     )

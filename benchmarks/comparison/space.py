@@ -78,6 +78,18 @@ def configurations(count: int) -> list[Params]:
     return [START, *({**suggest(study.ask())} for _ in range(count - 1))]
 
 
+def longest_first(configured: Sequence[Params]) -> list[Params]:
+    """The start, which is always trial 0, then the others by the multiplications of their convolutions, most first."""
+
+    def work(params: Params) -> int:
+        one, two, three = (int(params[f"image_filters_{i}"]) for i in (1, 2, 3))
+        image = 9 * (28 * 28 * one + 14 * 14 * one * two + 7 * 7 * two * three)
+        one, two, three = (int(params[f"audio_filters_{i}"]) for i in (1, 2, 3))
+        return image + 3 * (39 * 13 * one + 19 * one * two + 9 * two * three)
+
+    return [configured[0], *sorted(configured[1:], key=work, reverse=True)]
+
+
 def ours(params: Params) -> Params:
     """The same configuration under mmsearch's names."""
     return {NAMES[name]: value for name, value in params.items()}

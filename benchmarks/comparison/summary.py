@@ -12,6 +12,7 @@ from mmsearch.results.statistics import mean_interval
 
 Raw = Mapping[str, Mapping[str, Any]]
 FORMS = ("flat", "frames")
+MARGIN = 0.005  # of macro F1: so much below another is as good
 INPUT = {"flat": "1 x 507", "frames": "39 x 13"}
 CONTESTANTS = ("plain/flat", "plain/frames", "ray/flat", "mmsearch/flat", "mmsearch/frames")
 
@@ -81,6 +82,8 @@ def _step(raw: Raw) -> dict[str, Any]:
                     "plain": spread(rates["plain"], 0),
                     "mmsearch": spread(rates["mmsearch"], 0),
                     "ratio": ratio(rates["mmsearch"], rates["plain"]),
+                    "mmsearch_in_float32": spread(rates["mmsearch in float32"], 0),
+                    "ratio_in_float32": ratio(rates["mmsearch in float32"], rates["plain"]),
                 }
     return found
 
@@ -119,16 +122,29 @@ def _same_work(raw: Raw) -> dict[str, Any]:
 
 
 def _workers(raw: Raw) -> dict[str, Any]:
-    seconds = {
-        workers: [raw[key]["seconds"] for key in sorted(raw, key=_turn) if key.startswith(f"workers/{workers}/")]
+    """Trials an hour from the start of the first trial to the end of the last epoch, and the seconds before."""
+    runs = {
+        workers: [raw[key] for key in sorted(raw, key=_turn) if key.startswith(f"workers/{workers}/")]
         for workers in (1, 2)
     }
-    if not all(seconds.values()):
+    if not all(runs.values()):
         return {}
+    rates = {workers: [_trials_an_hour(run) for run in each] for workers, each in runs.items()}
     return {
-        **{f"{workers}": {"seconds": spread(each)} for workers, each in seconds.items()},
-        "faster": ratio(seconds[1], seconds[2]),
+        **{
+            f"{workers}": {
+                "trials_an_hour": spread(rates[workers]),
+                "start_up_seconds": spread([run["start_up_s"] for run in each]),
+            }
+            for workers, each in runs.items()
+        },
+        "faster": ratio(rates[2], rates[1]),
     }
+
+
+def _trials_an_hour(run: Mapping[str, Any]) -> float:
+    trials = len({trial for _, trial, _, _ in run["epochs"]})
+    return 3600 * trials / (max(float(epoch[0]) for epoch in run["epochs"]) - float(run["start_up_s"]))
 
 
 def _search(raw: Raw) -> dict[str, Any]:
@@ -157,26 +173,31 @@ def _search(raw: Raw) -> dict[str, Any]:
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    spent = [run["cpu_s"] for run in runs]
     return {
         "peak_anonymous_mb": spread([run["anonymous_mb"] for run in runs], 0),
-        "cpu_seconds": spread([run["cpu_s"] for run in runs], 0),
+        **({} if None in spent else {"cpu_seconds": spread(spent, 0)}),
+        "made_again": sum(run["made_again"] for run in runs),
     }
 
 
 def bars(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of the figures: each bar with what was measured, and whether it is met."""
+    """What is asked of the figures: each bar with what was measured, and whether it is met.
+
+    Of speeds it is the median; of differences in macro F1 the whole interval, at least -`MARGIN`.
+    """
     asked: list[dict[str, Any]] = []
 
     def at_least(what: str, measured: Mapping[str, Any] | None, least: float) -> None:
         if measured is not None:
-            met = measured["median"] >= least
-            asked.append({"bar": what, "at_least": least, "measured": measured["median"], "met": met})
+            met, ends = measured["median"] >= least, measured.get("interval")
+            asked.append({"bar": what, "at_least": least, "measured": measured["median"], "interval": ends, "met": met})
 
     def no_worse(what: str, measured: Mapping[str, Any] | None) -> None:
         if measured is not None:
             ends = measured["interval"]
-            met = measured["mean"] >= 0 or (ends is not None and ends[1] >= 0)
-            asked.append({"bar": what, "at_least": 0, "measured": measured["mean"], "interval": ends, "met": met})
+            met = ends is not None and ends[0] >= -MARGIN
+            asked.append({"bar": what, "at_least": -MARGIN, "measured": measured["mean"], "interval": ends, "met": met})
 
     for network, least in (("16-32-64", 2.2), ("48-128-64", 2.5)):
         for form in FORMS:
@@ -185,11 +206,16 @@ def bars(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     for form in FORMS:
         held = found.get("same_work", {}).get(f"mmsearch/{form}", {})
         at_least(f"same work, {INPUT[form]}: times less wall time", held.get("faster"), 3.0)
-        no_worse(f"same work, {INPUT[form]}: test macro F1 less plain's", held.get("test_macro_f1_less_plain"))
+        no_worse(
+            f"same work, {INPUT[form]}: test macro F1 less plain's, whole interval",
+            held.get("test_macro_f1_less_plain"),
+        )
     at_least("two workers: times one worker's trials an hour", found.get("workers", {}).get("faster"), 1.8)
     for form, least in (("flat", 4.0), ("frames", 8.0)):
         held = found.get("search", {}).get("contestants", {}).get(f"mmsearch/{form}", {})
-        at_least(f"search, {INPUT[form]}: times sooner than plain", held.get("sooner_than_plain"), least)
-        at_least(f"search, {INPUT[form]}: times sooner than Ray Tune", held.get("sooner_than_ray"), 1.0)
-        no_worse(f"search, {INPUT[form]}: winners' test macro F1 less plain's", held.get("test_macro_f1_less_plain"))
+        for other, who, times in (("plain", "plain", least), ("ray", "Ray Tune", 1.0)):
+            what = f"search, {INPUT[form]} against {who} on {INPUT['flat']}"
+            at_least(f"{what}: times sooner", held.get(f"sooner_than_{other}"), times)
+            if other == "plain":
+                no_worse(f"{what}: winners' test macro F1, whole interval", held.get("test_macro_f1_less_plain"))
     return asked
