@@ -96,7 +96,7 @@ def launch(
         image_shape=image_shape,
         skip_broken=skip_broken or None,
     )
-    again = config.command("launch") + (f" --workers {workers}" if workers else "")
+    again = config.command("launch") + (f" --workers {workers}" if workers else "") + " --preflight" * preflight
     with goes_on_with(again):
         from mmsearch.search.launcher import launch as run
 

@@ -8,6 +8,7 @@ MmsearchError                 1   something failed; the message is one sentence 
 |   `-- BundleError               a retrained model that is missing, damaged or of no use here
 +-- NoCompletedTrial          3   the search ended, or was asked for its best, without a completed trial
 +-- StorageError              4   the storage is out of reach, of another version, or refuses the password
+|   +-- NoStudy                   there is no such study in it yet
 |   `-- StorageLost               it was there, and has been away for longer than storage_timeout
 +-- DiskFull                  1   a file cannot be written: no space, or read-only; what is written stays whole
 +-- Interrupted               130 or 143   a search goes on when it is run again, a retraining or a report begins anew
@@ -58,6 +59,10 @@ class StorageError(MmsearchError):
     """The study's storage cannot be reached or used."""
 
     exit_code = 4
+
+
+class NoStudy(StorageError):
+    """The storage is there, or can be made, and has no such study."""
 
 
 class StorageLost(StorageError):

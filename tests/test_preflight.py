@@ -6,35 +6,43 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
-import subprocess
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
-from conftest import MMSEARCH, TINY, Run, environment
+from conftest import TINY, Run, Start
 from optuna.trial import TrialState, create_trial
+from test_data import zenodo
 
 from mmsearch.config import StudyConfig, load_config
 from mmsearch.data.dataset import Shapes
-from mmsearch.errors import MmsearchError
+from mmsearch.data.features import feature_shapes
+from mmsearch.data.sources import load_dataset, read_dataset
+from mmsearch.errors import MmsearchError, NoStudy, StorageError
 from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.models.factory import build_model
-from mmsearch.search import crew
+from mmsearch.search import crew, forecast, launcher, opening, preflight
 from mmsearch.search.costs import Cost, cost_of, extremes
-from mmsearch.search.crew import Crew
+from mmsearch.search.crew import Crew, Place
 from mmsearch.search.forecast import Measured, Room, Work, epoch_seconds, foretell, trial_seconds
 from mmsearch.search.forecast_forms import as_text
-from mmsearch.search.preflight import draw, least_share, share_of_epochs
-from mmsearch.search.probes import Place
+from mmsearch.search.launcher import foresee, launch
+from mmsearch.search.preflight import draw, features_of, least_share, look_ahead, share_of_epochs
 from mmsearch.search.progress import Progress
-from mmsearch.search.room import available_memory, free_disk, peak_memory
+from mmsearch.search.room import PeakMemory, available_memory, free_disk
 
 SHAPES = Shapes((1, 28, 28), (39, 13), 10)
 GB = 10**9
+ONE = TINY.replace('["mlp", "cnn"]', '"mlp"').replace(
+    "[16, 32]", "16"
+)  # but for the learning rate, which costs nothing
 ROOM = Room(cores=4, memory=8 * GB, disk=50 * GB)
 TRIAL = Measured(parameters=1000, train_s=0.01, valid_s=0.005, checkpoint=10**6, steps=9, memory=10**9)
 # 1,000 and 200 rows: an epoch of TRIAL takes 11 s, a trial 110 s.
@@ -62,11 +70,28 @@ def everything(folder: Path) -> list[str]:
 # The command.
 
 
-def test_it_foretells_and_leaves_nothing_behind(mmsearch: Run, workspace: Path) -> None:
+class Heard(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self.lines.append(text)
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs on this machine, 8 GB of its memory are free."""
+    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
+
+
+def test_it_foretells_and_leaves_nothing_behind(workspace: Path, roomy: None) -> None:
     before = everything(workspace)
-    done = mmsearch("preflight", "--workers", 1, "--seconds", 0, "--format", "json")
+    looked = foresee(load_config(workspace / "studies" / "digits.toml"), workers=1, seconds=0)
     assert everything(workspace) == before
-    found = json.loads(done.stdout)
+    found = json.loads(looked.as_json())
     assert found["fits"] is True
     assert found["trials"] == {"left": 6, "total": 6, "finished_share_of_epochs": None}
     assert found["draws"] >= 6
@@ -77,10 +102,14 @@ def test_it_foretells_and_leaves_nothing_behind(mmsearch: Run, workspace: Path) 
     }  # fmt: skip
     parameters = {part: held["parameters"] for name, held in named.items() for part in name.split(", ")}
     assert parameters["most parameters"] == max(parameters.values())
+    params = {part: held["params"] for name, held in named.items() for part in name.split(", ")}
+    assert params["defaults"] == {}
+    assert params["quickest"] == {"image.encoder": "mlp", "image.mlp.units_1": 16}
     assert all(held["steps"] >= 2 and held["train_s"] > 0 and held["valid_s"] > 0 for held in named.values())
     # torch alone takes 100 MB, and nothing of this study takes a GB
     assert 100e6 < found["memory"]["worker"] < 1e9
-    assert found["memory"]["all"] > found["memory"]["worker"]
+    assert found["memory"]["all"] == found["memory"]["worker"]
+    assert found["memory"]["available"] == 8 * GB
     seconds = found["seconds"]
     assert 0 < seconds["most"]["low"] <= seconds["most"]["middle"] <= seconds["most"]["high"]
     assert seconds["least"]["middle"] <= seconds["most"]["middle"]
@@ -88,54 +117,104 @@ def test_it_foretells_and_leaves_nothing_behind(mmsearch: Run, workspace: Path) 
     assert 20_000 < found["disk"]["all"] < 10e6
 
 
+@pytest.mark.slow
 def test_a_launch_ends_before_there_is_a_study_where_it_will_not_fit(mmsearch: Run, workspace: Path) -> None:
+    (workspace / "studies" / "digits.toml").write_text(ONE)
     before = everything(workspace)
-    done = mmsearch("launch", "--preflight", "--workers", 1, "--timeout", "0.1", code=1)
+    done = mmsearch("launch", "--preflight", "--workers", 1, "--timeout", "0.01", code=1)
     assert everything(workspace) == before
     assert done.stdout == ""
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("mmsearch: the search will not fit: timeout: 6 trials of as few epochs as they need")
+    assert done.stderr.splitlines()[-1].startswith("mmsearch: the search will not fit: ")
     assert "fits      no" in done.stderr
+    assert "timeout: 6 trials of as few epochs as they need" in done.stderr
+    assert "a few steps each, for about 6 s" in done.stderr  # one for each trial
 
 
-def test_a_launch_goes_on_where_it_fits_and_what_is_finished_counts(mmsearch: Run, workspace: Path) -> None:
-    done = mmsearch("launch", "--preflight", "--workers", 1, "--trials", 2)
-    assert "fits      yes" in done.stderr
-    assert done.stdout.startswith("trials    2 of 2")
+@pytest.mark.slow
+def test_a_launch_goes_on_where_it_fits_and_what_is_finished_counts(
+    mmsearch: Run, workspace: Path, roomy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "studies" / "digits.toml").write_text(ONE)
+    monkeypatch.setattr(preflight, "cores", lambda: 1)
+    monkeypatch.setattr(opening, "cores", lambda: 1)
+    heard = Heard()
+    config = load_config(workspace / "studies" / "digits.toml", {"study.trials": 2})
+    done = launch(config, workers=2, progress=heard, preflight=True)
+    assert "fits      yes" in heard.lines
+    assert sum("2 workers on 1 core will wait for each other" in line for line in heard.lines) == 1
+    assert (done.counts.finished, done.total) == (2, 2)
     again = mmsearch("preflight", "--trials", 2)
     assert "trials    0 left of 2" in again.stdout
     assert "time      nothing is left to do" in again.stdout
     assert again.stdout.splitlines()[-1] == "fits      yes"
 
 
+def test_a_launch_that_was_to_look_first_is_to_do_so_when_it_goes_on(start: Start, workspace: Path) -> None:
+    launching = start("launch", "--preflight", "--workers", 1)
+    assert launching.stderr is not None
+    while "preflight: some configurations run" not in launching.stderr.readline():
+        assert launching.poll() is None
+    launching.send_signal(signal.SIGINT)
+    said = launching.communicate(timeout=60)[1]
+    assert launching.returncode == 130
+    assert said.rstrip().endswith("go on with: mmsearch launch --workers 1 --preflight")
+    assert not (workspace / "storage").exists()
+
+
 @pytest.mark.slow
-def test_what_memory_ends_is_told_with_its_configuration(workspace: Path) -> None:
-    """One of the choices asks for 13 GB at once, of which the process may have 6."""
+def test_what_memory_ends_is_told_with_its_configuration(workspace: Path, roomy: None) -> None:
+    """One of the choices asks for 13 GB at once, of which the process may have 6; the search would go on without."""
     text = TINY.replace('"image.cnn.filters_1" = 8', '"image.cnn.filters_1" = [8, 1024]')
     text = text.replace('"batch_size" = 32', '"batch_size" = [32, 4096]').replace("rows = 400", "")
-    (workspace / "studies" / "digits.toml").write_text(text)
+    config = configure(workspace, text)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (6 * 2**30, hard))  # which the processes inherit
+    try:
+        found = foresee(config, workers=1, seconds=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    (held,) = [held for name, held in found.named.items() if "most memory" in name]
+    assert held.kind == "memory"
+    assert held.params["batch_size"] == 4096
+    assert held.params["image.cnn.filters_1"] == 1024
+    assert found.forecast.fits
+    said = [line for line in found.as_text().splitlines() if "warning   memory: the configuration" in line]
+    assert any("image.cnn.filters_1 = 1024" in line and "batch_size = 4096" in line for line in said)
+    assert all("cannot be trained by a worker alone: the processor's memory is too small" in line for line in said)
+    assert found.named["defaults"].refused is None
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (6 * 2**30, 6 * 2**30))
 
-    done = subprocess.run(
-        [MMSEARCH, "preflight", "--workers", "1", "--seconds", "0"],
-        cwd=workspace, env=environment(), capture_output=True, text=True, timeout=300, preexec_fn=limit,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "cannot be trained by a worker alone: the processor's memory is too small" in done.stdout
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mmsearch: ")]
-    assert line.startswith("mmsearch: the search will not fit: memory: the configuration")
-    assert "most memory" in line
-
-
-def test_another_study_of_that_name_is_refused_before_anything_runs(mmsearch: Run, searched: Path) -> None:
-    done = mmsearch(
-        "preflight", "--seed", 5, "--storage", f"sqlite:///{searched / 'storage' / 'studies.db'}", code=2
-    )  # fmt: skip
+def test_another_study_of_that_name_is_refused_before_anything_runs(
+    mmsearch: Run, searched: Path, workspace: Path
+) -> None:
+    shutil.copytree(searched / "storage", workspace / "storage", symlinks=True)
+    done = mmsearch("preflight", "--seed", 5, code=2)
     assert "seed" in done.stderr
     assert "preflight:" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["preflight", "launch"])
+def test_a_storage_out_of_reach_ends_it_before_anything_is_read(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is no database, and a server that is not there, are no study that has yet to be made."""
+    monkeypatch.setattr(launcher, "load_dataset", lambda config: pytest.fail("the data were read"))
+    (workspace / "other.db").write_text("no database" * 100)
+    look: Callable[[StudyConfig], object] = foresee if command == "preflight" else partial(launch, preflight=True)
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        for url in (f"sqlite:///{workspace / 'other.db'}", f"postgresql://nobody@127.0.0.1:{port}/none"):
+            with pytest.raises(StorageError) as refused:
+                look(configure(workspace, study__storage=url))
+            assert not isinstance(refused.value, NoStudy)
+            assert refused.value.exit_code == 4
+
+
+def test_a_storage_out_of_reach_exits_4(mmsearch: Run) -> None:
+    done = mmsearch("preflight", "--storage", "postgresql://nobody@127.0.0.1:1/none", code=4)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
 
 
 # The forecast.
@@ -207,10 +286,10 @@ def test_too_little_memory_does_not_fit(memory: int, word: str) -> None:
     assert not found.fits
 
 
-def test_the_launcher_needs_memory_too() -> None:
-    room = dataclasses.replace(ROOM, memory=2 * GB + 10**8, launcher=2 * 10**8)
-    assert not foretell(WORK, room, {}, [TRIAL]).fits
-    assert foretell(WORK, dataclasses.replace(room, launcher=0), {}, [TRIAL]).fits
+def test_the_launcher_has_its_memory_already() -> None:
+    """What is available was read beside it: all of that is for its workers."""
+    assert foretell(WORK, dataclasses.replace(ROOM, memory=2 * GB), {}, [TRIAL]).fits
+    assert not foretell(WORK, dataclasses.replace(ROOM, memory=2 * GB - 1), {}, [TRIAL]).fits
 
 
 def test_memory_of_a_gpu_is_shared_by_its_workers() -> None:
@@ -243,17 +322,73 @@ def test_a_timeout_that_may_suffice_is_a_warning_and_one_that_cannot_does_not_fi
     assert learned.problems[0].startswith("timeout: 10 trials of as few epochs as the finished ones had take")
 
 
+def broken(kind: str, **params: Any) -> Measured:
+    return Measured(refused=f"{kind} of this", kind=kind, memory=GB, params=params)
+
+
 def test_trials_that_would_fail_are_told() -> None:
-    broken = Measured(refused="ValueError: kernel", kind="failure")
-    found = foretell(
-        change(WORK, epoch_timeout=10.0, trial_timeout=60.0, workers=9), ROOM, {"slowest": TRIAL, "a": broken}, [TRIAL]
-    )
+    named = {"slowest": TRIAL, "a": broken("failure", batch_size=64)}
+    found = foretell(change(WORK, epoch_timeout=10.0, trial_timeout=60.0, workers=9), ROOM, named, [TRIAL])
     assert found.warnings == (
         "9 workers on 4 cores will wait for each other; --workers 4 is faster",
-        "the configuration a fails: ValueError: kernel",
+        "the configuration a (batch_size = 64) fails: failure of this",
         "an epoch may take 11 s, and fails after 10 s (epoch_timeout)",
         "a trial may take 2 min, and fails after 60 s (trial_timeout)",
     )
+
+
+def test_draws_that_would_not_be_trained_are_counted() -> None:
+    failing = broken("failure", batch_size=64, **{"image.encoder": "cnn"})
+    found = foretell(WORK, ROOM, {"defaults": TRIAL}, [TRIAL] * 3 + [failing, broken("memory"), broken("failure")])
+    assert found.fits
+    assert found.warnings == (
+        '2 of 6 draws fail, such as batch_size = 64, image.encoder = "cnn": failure of this',
+        "memory: 1 of 6 draws cannot be trained by a worker alone, such as the defaults: memory of this; the search "
+        "prunes such trials",
+    )
+
+
+def test_an_extreme_that_memory_ends_is_a_warning_and_the_defaults_are_a_problem() -> None:
+    greedy = broken("memory", batch_size=4096)
+    found = foretell(WORK, ROOM, {"defaults": TRIAL, "most memory": greedy}, [TRIAL])
+    assert found.fits
+    assert found.warnings == (
+        "memory: the configuration most memory (batch_size = 4096) cannot be trained by a worker alone: memory of "
+        "this; the search prunes such trials",
+    )
+    found = foretell(WORK, ROOM, {"defaults": broken("memory"), "most memory": TRIAL}, [TRIAL])
+    assert found.problems == ("memory: the defaults cannot be trained by a worker alone: memory of this",)
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "problem"),
+    [
+        (("failure", "memory", "constraint"), "no configuration could be trained: failure of this"),
+        (("constraint", "memory"), "memory: no configuration can be trained by a worker alone: memory of this"),
+        (("constraint",), "constraints: no model of the space would be trained: constraint of this"),
+    ],
+)
+def test_a_space_of_which_nothing_that_was_tried_is_trained_does_not_fit(kinds: tuple[str, ...], problem: str) -> None:
+    tried = [broken(kind) for kind in kinds]
+    found = foretell(WORK, ROOM, {"defaults": tried[-1]}, tried)
+    assert found.problems == (problem,)
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(("left", "times"), [(10, 300), (20_000, 50), (100_000, 20)])
+def test_the_longer_a_search_the_fewer_times_it_is_simulated(
+    left: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated: list[int] = []
+
+    def at_once(seconds: Any, workers: int) -> float:
+        simulated.append(len(seconds))
+        return float(len(seconds))
+
+    monkeypatch.setattr(forecast, "_until_all_are_done", at_once)
+    foretell(change(WORK, left=left), ROOM, {}, [TRIAL])
+    assert simulated == [left] * times * 2  # with as many epochs as there can be, and as few
 
 
 def test_nothing_left_takes_nothing() -> None:
@@ -334,9 +469,27 @@ def test_draws_are_spread_over_the_space(sampler: str, tmp_path: Path) -> None:
     assert len(drawn) == 32
     assert sum(made["image.encoder"] == "mlp" for made in drawn) == 16
     assert {made["head.dropout"] for made in drawn} == {0.0, 0.2, 0.4}
-    assert (
-        draw(configure(tmp_path, ""), 32) == [config.configurations[0]] or len(draw(configure(tmp_path, ""), 32)) == 1
-    )
+
+
+def test_a_space_in_which_nothing_varies_is_drawn_of_once(tmp_path: Path) -> None:
+    config = configure(tmp_path, "")
+    assert draw(config, 32) == [config.configurations[0]]
+
+
+def test_audio_features_are_counted_by_their_settings(tmp_path: Path) -> None:
+    """Four settings are found among a thousand trials, and each is computed once; that of a single one has its size."""
+    sounds = np.zeros((24, 1200), np.int16)
+    dataset = read_dataset(str(zenodo(tmp_path / "d", train_audio=sounds, test_audio=sounds[:8])), sample_rate=8000)
+    rows = len(dataset.train.audio)
+    text = '[space]\n"head.dropout" = { low = 0.0, high = 0.4 }\n"features.name" = "log_mel"\n'
+    one = configure(tmp_path, text, data__sample_rate=8000)
+    frames, bands = feature_shapes(dataset.shapes, 8000, one.configurations[0]).audio
+    assert features_of(one, dataset, 1000) == (4 * rows * frames * bands, rows)
+    text += '"features.log_mel.window_ms" = [25, 50]\n"features.log_mel.bands" = [26, 40]\n'
+    size, computed = features_of(configure(tmp_path, text, data__sample_rate=8000), dataset, 1000)
+    assert computed == 4 * rows
+    assert size > 4 * 4 * rows * 26
+    assert features_of(one, dataclasses.replace(dataset, rate=None), 1000) == (0, 0)
 
 
 def test_a_trial_has_a_least_number_of_epochs(tmp_path: Path) -> None:
@@ -364,9 +517,9 @@ def test_the_share_of_epochs_is_that_of_finished_trials(tmp_path: Path) -> None:
 
 
 def test_a_process_that_the_system_ends_is_told(workspace: Path) -> None:
-    process = crew._Process(load_config(workspace / "studies" / "digits.toml"), "cpu", 1, 0.1)
+    process = crew._Process(Place(load_config(workspace / "studies" / "digits.toml"), "cpu", 1, 0.1))
     try:
-        assert process.begin()["device"] == "cpu"
+        assert process.begin() == {"gpu_free": 0}
         os.kill(process.process.pid, signal.SIGKILL)
         with pytest.raises(crew._Ended, match="the system ended its process, most likely for want of memory"):
             process.do(crew._Job("leave", 3))
@@ -375,20 +528,33 @@ def test_a_process_that_the_system_ends_is_told(workspace: Path) -> None:
 
 
 class Scripted:
-    """In the place of a process: answers at once; configurations with a batch of 64 end it."""
+    """In the place of a process: answers at once; configurations with a batch of 64 end it.
 
-    made = 0
+    `did` has what each process did. There is one on each place of `awaited` before any goes on, and those that begin
+    later see less of their GPU.
+    """
 
-    def __init__(self, config: StudyConfig, place: str, threads: int, seconds: float) -> None:
-        Scripted.made += 1
+    did: ClassVar[list[list[Any]]] = []
+    begun: ClassVar[list[str]] = []
+    awaited: ClassVar[set[str]] = set()
+
+    def __init__(self, place: Place) -> None:
         self.used = self.slow = False
         self.since = float("inf")
+        self.place = place.place
+        self.jobs: list[Any] = []
+        Scripted.did.append(self.jobs)
 
     def begin(self) -> dict[str, Any]:
-        return {"gpu_free": 0}
+        Scripted.begun.append(self.place)
+        free = {"cpu": 0, "cuda:0": 9 * GB, "cuda:1": 5 * GB}[self.place] // Scripted.begun.count(self.place)
+        while not Scripted.awaited <= set(Scripted.begun):
+            time.sleep(0.001)
+        return {"gpu_free": free}
 
     def do(self, job: Any) -> dict[str, Any]:
         self.used = True
+        self.jobs.append(job)
         if job.kind == "scout":
             values = job.given[0]
             extreme = {"slowest": {**values, "batch_size": 64}, "most memory": {**values, "batch_size": 64}}
@@ -405,26 +571,61 @@ class Scripted:
     close = kill
 
 
-def test_what_ends_a_process_is_found_out_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """No processes, and what each of them would have done."""
     monkeypatch.setattr(crew, "_Process", Scripted)
+    for name, empty in (("did", []), ("begun", []), ("awaited", set())):
+        monkeypatch.setattr(Scripted, name, empty)
+    return Scripted.did
+
+
+def test_what_ends_a_process_is_found_out_and_the_rest_goes_on(tmp_path: Path, scripted: list[list[Any]]) -> None:
     config = configure(tmp_path)
     draws = draw(config, 12)
     with Crew(config, (2, 1), ("cpu",), draws, 3, 0.0) as found:
         found.wait(Progress())
     assert list(found.named) == ["defaults", "slowest, most memory"]
     assert found.named["slowest, most memory"].kind == "memory"
+    assert found.named["slowest, most memory"].params == {
+        "optimizer.lr": draws[0]["optimizer.lr"], "image.encoder": "mlp", "image.mlp.units_1": 16,
+    }  # fmt: skip
     assert found.named["defaults"] == TRIAL
     assert len(found.drawn) >= crew.FEWEST
     assert len(found.guesses) == 12
+    alone = [job.name for jobs in scripted for job in jobs[:1] if job.alone]
+    assert sorted(alone) == ["defaults", "slowest, most memory"]  # each the first that its process did
+    assert not any(job.alone for jobs in scripted for job in jobs[1:])
+
+
+def test_a_gpu_has_what_its_first_process_saw(tmp_path: Path, scripted: list[list[Any]]) -> None:
+    """And of two, what the one has that is the fuller."""
+    config = configure(tmp_path)
+    Scripted.awaited = {"cuda:0", "cuda:1"}
+    looked = look_ahead(config, load_dataset(config), (2, 1), ("cuda:0", "cuda:1"), [], Progress(), 0.0)
+    assert len(scripted) > 2
+    assert looked.room.gpu == 5 * GB
+
+
+@pytest.mark.parametrize(("trials", "words"), [(2, "5 s"), (6, "6 s"), (500, "40 s")])
+def test_before_a_launch_it_takes_no_longer_than_is_worth_it(
+    trials: int, words: str, tmp_path: Path, scripted: list[list[Any]]
+) -> None:
+    heard, config = Heard(), configure(tmp_path, study__trials=trials)
+    looked = look_ahead(config, load_dataset(config), (1, 1), ("cpu",), [], heard)
+    assert f"a few steps each, for about {words}, on 1 worker" in heard.lines[0]
+    assert looked.room.gpu is None
+    assert looked.draws == len(looked.work.guesses) == 96
 
 
 def test_data_that_a_process_cannot_read_ends_the_preflight(tmp_path: Path) -> None:
     config = configure(tmp_path, data__source=str(tmp_path / "missing"))
     with (
         Crew(config, (1, 1), ("cpu",), draw(config, 4), 3, 0.0) as found,
-        pytest.raises(MmsearchError, match="missing"),
+        pytest.raises(MmsearchError, match="missing") as refused,
     ):
         found.wait(Progress())
+    assert refused.value.exit_code == 2
 
 
 def test_a_place_is_read_as_it_was_written(workspace: Path) -> None:
@@ -463,13 +664,24 @@ def test_memory_of_an_older_kind_of_control_group(tmp_path: Path) -> None:
 
 
 def test_memory_that_was_given_back_counts_and_files_do_not(tmp_path: Path) -> None:
-    status = tmp_path / "status"
-    status.write_text("Name:\tx\nVmHWM:\t  900 kB\nRssAnon:\t  300 kB\nRssFile:\t  200 kB\nRssShmem:\t  50 kB\n")
-    assert peak_memory(status) == 650 * 1024
-    before = peak_memory()
-    held = torch.zeros(64 * 2**20, dtype=torch.uint8)
-    held += 1
-    del held
-    assert peak_memory() >= before
+    status, new = tmp_path / "status", tmp_path / "new"
+
+    def hold(kilobytes: int) -> None:
+        new.write_text(f"Name:\tx\nVmHWM:\t  9000 kB\nRssAnon:\t  {kilobytes} kB\nRssFile:\t  200 kB\n")
+        new.replace(status)
+
+    hold(300)
+    with PeakMemory(status) as held:
+        assert held.bytes() == 300 * 1024
+        hold(700)
+        while held._most < 700 * 1024:  # it looks by itself
+            time.sleep(0.01)
+        hold(100)
+        assert held.bytes() == 700 * 1024
+    hold(800)
+    assert held.bytes() == 800 * 1024
+
+
+def test_free_disk_is_that_of_where_a_folder_would_be(tmp_path: Path) -> None:
     assert np.isfinite(free_disk(tmp_path / "not" / "there"))
     assert free_disk(tmp_path / "not" / "there") > 0

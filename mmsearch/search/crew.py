@@ -13,16 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from mmsearch.config import StudyConfig
 from mmsearch.errors import MmsearchError
 from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.search.children import KILL_GRACE_S
-from mmsearch.search.forecast import Measured
+from mmsearch.search.forecast import DEFAULTS, Measured
 from mmsearch.search.machine import training_environment
 from mmsearch.search.progress import Progress, duration, plural
+from mmsearch.search.space import varying
 
 FEWEST = 6  # draws that are measured, however long it takes
 LONGEST_S = 600.0  # that one job may take
@@ -30,7 +31,28 @@ EACH = 0.02  # of all the time, for the training steps of one configuration
 SHORTEST_EACH_S, LONGEST_EACH_S = 0.1, 3.0
 LOOK_S = 0.2
 TELL_S = 10.0  # between two lines that say how far it is
-DEFAULTS = "defaults"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where probes run: as a worker on `place` would, with so many threads; `seconds` is how long the training steps of
+    a configuration are measured, once they are warm, and a third of it their evaluation.
+    """
+
+    config: StudyConfig
+    place: str
+    threads: int
+    seconds: float
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps({**vars(self), "config": self.config.model_dump_json()})
+
+    @staticmethod
+    def from_json(line: str) -> Place:
+        """The reverse of `to_json`."""
+        held = json.loads(line)
+        return Place(**{**held, "config": StudyConfig.model_validate_json(held["config"])})
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,8 @@ class _Ended(Exception):
 class _Process:
     """One process that does jobs."""
 
-    def __init__(self, config: StudyConfig, place: str, threads: int, seconds: float) -> None:
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         self.used = self.slow = False
         self.since = time.monotonic()
@@ -65,17 +88,20 @@ class _Process:
             stderr=self.log,
             text=True,
             encoding="utf-8",
-            env=training_environment(threads, place),
+            env=training_environment(place.threads, place.place),
             start_new_session=True,
         )
-        told = {"config": config.model_dump_json(), "place": place, "threads": threads, "seconds": seconds}
-        self.place = json.dumps(told)
 
     def begin(self) -> dict[str, Any]:
-        """Hand it its place; returns what it knows before the first job. Raises `MmsearchError` with its own words."""
-        told = self._ask(self.place)
+        """Hand it its place; returns what it knows before the first job.
+
+        Raises `MmsearchError` with its own words and exit code.
+        """
+        told = self._ask(self.place.to_json())
         if "error" in told:
-            raise MmsearchError(told["error"])
+            error = MmsearchError(told["error"])
+            error.exit_code = told["code"]
+            raise error
         return told
 
     def do(self, job: _Job) -> dict[str, Any]:
@@ -128,7 +154,7 @@ class Crew:
 
     As a context manager it leaves no process behind. After `wait` there are, beside `named`: `drawn`, what draws took,
     by their number; `guesses` of what each draw costs; `left`, what a trial leaves; `ready_s`, how long each process
-    took to begin; `gpu_free`, the bytes that each found on its GPU.
+    took to begin; `gpu_free`, by place, the bytes that the first one there found on its GPU; 0 without one.
     """
 
     def __init__(
@@ -148,7 +174,7 @@ class Crew:
         self.guesses: list[dict[str, Any]] = []
         self.left: dict[str, Any] = {}
         self.ready_s: list[float] = []
-        self.gpu_free: list[int] = []
+        self.gpu_free: dict[str, int] = {}
         self._each_s = min(LONGEST_EACH_S, max(SHORTEST_EACH_S, seconds * EACH))
         self._deadline = time.monotonic() + seconds
         self._jobs = deque(
@@ -234,17 +260,18 @@ class Crew:
         with self._changed:
             if self._error is not None:
                 raise self._error
-            process = self._processes[index] = _Process(
-                self.config, self.places[index % len(self.places)], self.threads, self._each_s
-            )
+            place = self.places[index % len(self.places)]
+            process = self._processes[index] = _Process(Place(self.config, place, self.threads, self._each_s))
         began = time.monotonic()
         try:
             told = process.begin()
         except BaseException:
             self._end(index, process)
             raise
-        self.ready_s.append(time.monotonic() - began)
-        self.gpu_free.append(told["gpu_free"])
+        with self._changed:
+            self.ready_s.append(time.monotonic() - began)
+            # those that begin later see less, since others measure there by then
+            self.gpu_free[place] = max(self.gpu_free.get(place, 0), told["gpu_free"])
         return process
 
     def _end(self, index: int, process: _Process) -> None:
@@ -285,6 +312,9 @@ class Crew:
                 self._changed.notify_all()
 
     def _measured(self, job: _Job, found: Measured) -> None:
+        defaults = self.config.configurations[0]
+        made = varying(self.config.dimensions, Hyperparameters(job.given))
+        found = replace(found, params={name: value for name, value in made.items() if defaults.get(name) != value})
         with self._changed:
             if job.draw is None:
                 self._named[job.name] = found

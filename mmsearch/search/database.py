@@ -14,7 +14,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from mmsearch.config import hide_password
-from mmsearch.errors import StorageError, UsageError
+from mmsearch.errors import NoStudy, StorageError, UsageError
 from mmsearch.search.mounts import network_file_system
 from mmsearch.search.outage import storage_error
 
@@ -101,7 +101,7 @@ def _url_error(url: str, error: Exception) -> UsageError:
 
 
 def must_be_made(url: str) -> None:
-    """Raise `StorageError` where somebody has yet to make the tables, or is about to.
+    """Raise `NoStudy` where somebody has yet to make the tables, or is about to.
 
     Optuna writes its version into a database that has none, also where it is only to read, and whoever makes the
     tables at that moment fails.
@@ -115,7 +115,7 @@ def must_be_made(url: str) -> None:
                 connection.execute(sa.text("SELECT version_num FROM alembic_version")).first()
             )
     if not made:
-        raise StorageError(f"{path or hide_password(url)}: there is no study yet; `mmsearch launch` makes one")
+        raise NoStudy(f"{path or hide_password(url)}: there is no study yet; `mmsearch launch` makes one")
 
 
 def must_be_current(storage: RDBStorage, url: str) -> None:

@@ -13,6 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
+from mmsearch.hyperparameters import Value, show
 from mmsearch.search.clean import size_in_words
 from mmsearch.search.progress import duration, plural
 
@@ -20,8 +21,10 @@ BLOCK = 4096  # bytes that a file takes at least
 DATABASE_TRIAL, DATABASE_PARAMETER, DATABASE_EPOCH = 2000, 180, 45  # bytes in SQLite, indexes included (measured)
 BETWEEN_S = 0.15  # trials: proposing, claiming and settling one
 NEARLY = 0.8  # of what there is: worth a word
-REPETITIONS = 300  # of a simulated search
+REPETITIONS = 20, 300  # of a simulated search, at least and at most
+SIMULATED = 10**6  # trials, in all of them
 QUANTILES = (0.1, 0.5, 0.9)
+DEFAULTS = "defaults"  # the name of that configuration
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Measured:
     `train_s` and `valid_s` are of one row, `begin_s` of building a model and its optimiser, `end_s` of what follows the
     last epoch, `feature_s` of one waveform's features. `memory` is the most anonymous memory that its process ever
     held, `gpu_memory` the same of its GPU. `refused` says why there are no seconds, and `kind` what kind of reason that
-    is: a "constraint", "memory" or a "failure".
+    is: a "constraint", "memory" or a "failure". `params` are the configuration's values where they vary and differ from
+    the defaults.
     """
 
     parameters: int = 0
@@ -46,6 +50,7 @@ class Measured:
     gpu_memory: int = 0
     refused: str | None = None
     kind: str | None = None
+    params: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Room:
-    """What the machine has, in bytes: free memory, disk space, and memory of each GPU; None where that is not known.
-
-    `launcher` is what the launcher itself holds.
+    """What the machine has, in bytes: memory that is free beside the launcher, disk space, and free memory of the GPU
+    that has the least; None where that is not known.
     """
 
     cores: int
     memory: int | None
     disk: int
     gpu: int | None = None
-    launcher: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def foretell(work: Work, room: Room, named: Mapping[str, Measured], drawn: Seque
     checkpoint = max((held.checkpoint for held in everything), default=0)
     whole = Forecast(
         memory_worker=memory_worker,
-        memory=memory_worker * work.workers + room.launcher,
+        memory=memory_worker * work.workers,
         gpu_memory=gpu_memory,
         trial_bytes=trial * work.left,
         checkpoints=2 * _on_disk(checkpoint) * work.workers if work.left else 0,  # one is written beside the last
@@ -164,7 +167,8 @@ def foretell(work: Work, room: Room, named: Mapping[str, Measured], drawn: Seque
         expected=None if work.share is None else _span(work, drawn, work.share),
     )
     problems = tuple(_problems(work, room, whole, named, drawn)) if work.left else ()
-    return Forecast(**{**vars(whole), "problems": problems, "warnings": tuple(_warnings(work, room, whole, named))})
+    warnings = tuple(_warnings(work, room, whole, named, drawn))
+    return Forecast(**{**vars(whole), "problems": problems, "warnings": warnings})
 
 
 def trial_seconds(work: Work, measured: Measured, share: float) -> float:
@@ -200,7 +204,8 @@ def _span(work: Work, drawn: Sequence[Measured], share: float) -> Span:
     if not len(known):
         known = np.array([math.nan])
     found = []
-    for _ in range(REPETITIONS):
+    fewest, most = REPETITIONS
+    for _ in range(max(fewest, min(most, SIMULATED // work.left))):
         picked = random.choice(known, work.left)
         if len(base):
             held = random.integers(len(base), size=len(base))
@@ -227,12 +232,19 @@ def _problems(
     work: Work, room: Room, whole: Forecast, named: Mapping[str, Measured], drawn: Sequence[Measured]
 ) -> Iterator[str]:
     """Why it will not fit."""
-    for name, measured in (*named.items(), *((f"draw {i}", held) for i, held in enumerate(drawn))):
-        if measured.kind == "memory":
-            yield f"memory: the configuration {name} cannot be trained by a worker alone: {measured.refused}"
-            break
+    tried = [*named.values(), *drawn]
+    reasons = {held.kind: held.refused for held in reversed(tried)}  # the first of each kind
+    if tried and all(held.refused is not None for held in tried):
+        if "failure" in reasons:
+            yield f"no configuration could be trained: {reasons['failure']}"
+        elif "memory" in reasons:
+            yield f"memory: no configuration can be trained by a worker alone: {reasons['memory']}"
+        else:
+            yield f"constraints: no model of the space would be trained: {reasons['constraint']}"
+    elif DEFAULTS in named and named[DEFAULTS].kind == "memory":
+        yield f"memory: the defaults cannot be trained by a worker alone: {named[DEFAULTS].refused}"
     if room.memory is not None and whole.memory > room.memory:
-        fitting = int(max(0, room.memory - room.launcher) // max(1, whole.memory_worker))
+        fitting = int(room.memory // max(1, whole.memory_worker))
         hint = f"--workers {fitting} would fit" if fitting else "not even one worker fits: make the space smaller"
         yield (
             f"memory: {plural(work.workers, 'worker')} may need {size_in_words(whole.memory)}, and "
@@ -246,8 +258,6 @@ def _problems(
         )
     if whole.disk > room.disk:
         yield f"disk: the search may need {size_in_words(whole.disk)}, and {size_in_words(room.disk)} are free"
-    if drawn and all(held.kind == "constraint" for held in (*named.values(), *drawn)):
-        yield f"constraints: no model of the space would be trained: {drawn[0].refused}"
     span = whole.expected or whole.least
     if work.timeout is not None and span.low > work.timeout:
         so = "as the finished ones had" if whole.expected else "as they need before they can end early"
@@ -257,7 +267,9 @@ def _problems(
         )
 
 
-def _warnings(work: Work, room: Room, whole: Forecast, named: Mapping[str, Measured]) -> Iterator[str]:
+def _warnings(
+    work: Work, room: Room, whole: Forecast, named: Mapping[str, Measured], drawn: Sequence[Measured]
+) -> Iterator[str]:
     """What may surprise."""
     if work.workers > room.cores:
         w, c = plural(work.workers, "worker"), plural(room.cores, "core")
@@ -268,9 +280,7 @@ def _warnings(work: Work, room: Room, whole: Forecast, named: Mapping[str, Measu
         yield f"memory: the workers may need {whole.memory / room.memory:.0%} of what is available"
     if NEARLY * room.disk < whole.disk <= room.disk:
         yield f"disk: the search may need {whole.disk / room.disk:.0%} of what is free"
-    failing = {held.refused: name for name, held in named.items() if held.kind == "failure"}
-    for why, name in failing.items():
-        yield f"the configuration {name} fails: {why}"
+    yield from _not_trained(named, drawn)
     refused = [guess for guess in work.guesses if guess is None]
     if refused:
         yield f"{len(refused) / len(work.guesses):.0%} of the space violates the constraints, and would not be trained"
@@ -283,6 +293,30 @@ def _warnings(work: Work, room: Room, whole: Forecast, named: Mapping[str, Measu
     span = whole.expected or whole.most
     if work.timeout is not None and span.high > work.timeout and (whole.expected or whole.least).low <= work.timeout:
         yield f"timeout: the trials that are left may take {span}, and timeout is {duration(work.timeout)}"
+
+
+def _not_trained(named: Mapping[str, Measured], drawn: Sequence[Measured]) -> Iterator[str]:
+    """Which configurations fail, or need more memory than there is, where others are trained."""
+    if all(held.refused is not None for held in (*named.values(), *drawn)):
+        return
+    told = (
+        ("failure", "", ("fails", "fail"), ""),
+        ("memory", "memory: ", ("cannot be trained by a worker alone",) * 2, "; the search prunes such trials"),
+    )
+    for kind, before, verbs, then in told:
+        why = {held.refused: name for name, held in named.items() if held.kind == kind}
+        for reason, name in why.items():
+            if (kind, name) != ("memory", DEFAULTS):  # which is a problem
+                differs = f" ({_in_words(named[name])})" if named[name].params else ""
+                yield f"{before}the configuration {name}{differs} {verbs[0]}: {reason}{then}"
+        if bad := [held for held in drawn if held.kind == kind]:
+            some = f"{len(bad)} of {plural(len(drawn), 'draw')} {verbs[len(bad) > 1]}"
+            yield f"{before}{some}, such as {_in_words(bad[0])}: {bad[0].refused}{then}"
+
+
+def _in_words(measured: Measured) -> str:
+    """A configuration, as a study file writes its values."""
+    return ", ".join(f"{name} = {show(value)}" for name, value in measured.params.items()) or "the defaults"
 
 
 def _on_disk(size: int) -> int:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from mmsearch.config import StudyConfig, hide_password
 from mmsearch.data.dataset import Dataset
 from mmsearch.data.sources import load_dataset
-from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, StorageError
+from mmsearch.errors import Interrupted, MmsearchError, NoCompletedTrial, NoStudy, StorageError
 from mmsearch.paths import write_text
 from mmsearch.search.audit import Audit, audit_notes, audit_of
 from mmsearch.search.budgets import STOP_COMMAND, Budgets, Signals
@@ -95,6 +95,7 @@ def launch(
             for line in found.as_text().splitlines():
                 progress.note(line)
             found.must_fit()
+            lines = [line for line in lines if line not in found.forecast.warnings]  # which were just shown
         opened, notes = create_study(config, dataset.fingerprint)
         for line in (*lines, *audit_notes(config), *notes):
             progress.note(line)
@@ -106,7 +107,7 @@ def launch(
 def foresee(
     config: StudyConfig, *, workers: int | None = None, progress: Progress | None = None, seconds: float = SECONDS
 ) -> Preflight:
-    """What a launch with so many workers would take, in about so many seconds; nothing is made or changed.
+    """What a launch with so many workers would take, in about so many seconds; no study is made or changed.
 
     Raises `StudyMismatch` where there is such a study of other data or settings.
     """
@@ -206,7 +207,7 @@ def _seen(config: StudyConfig) -> tuple[str | None, int]:
     try:
         with open_study(config) as opened:
             return opened.stop_asked(), working_here(opened)
-    except StorageError:  # whatever is wrong is said when the study is made
+    except NoStudy:
         return None, 0
 
 
@@ -216,7 +217,7 @@ def _trials(config: StudyConfig, dataset: Dataset) -> list[FrozenTrial]:
         with open_study(config) as opened:
             opened.check(dataset.fingerprint)
             return opened.trials()
-    except StorageError:
+    except NoStudy:
         return []
 
 

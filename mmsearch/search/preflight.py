@@ -2,7 +2,8 @@
 
 Configurations are the defaults, the extremes of the space, and draws of it, spread evenly. They run in processes of
 their own, as many at once as there will be workers, with a worker's threads, device and precision; each extreme has a
-fresh process, so that its memory is its own. No study is made, and nothing is written in its storage.
+fresh process, so that its memory is its own. No study is made, and nothing is written in its storage; a manifest's and
+wav files' data are cached, as by whichever command reads them first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.config import StudyConfig
@@ -27,12 +29,13 @@ from mmsearch.search.forecast_forms import as_dict, as_text
 from mmsearch.search.machine import cores
 from mmsearch.search.progress import Progress, duration, plural
 from mmsearch.search.proposals import QuasiRandomPoints
-from mmsearch.search.room import available_memory, free_disk, peak_memory
+from mmsearch.search.room import available_memory, free_disk
 from mmsearch.search.samplers import first_step, steps
-from mmsearch.search.space import restore
+from mmsearch.search.space import at, restore
 from mmsearch.search.study import count, total_of
 
 SECONDS = 40.0  # for all that is measured; a step that takes long comes on top
+LEAST_SECONDS = 5.0  # before a launch, of a short search
 DRAWS = 96  # of which costs are guessed, and some are measured
 IMAGINED = 2000  # trials, at most, of which the audio features are looked up
 
@@ -70,18 +73,19 @@ def look_ahead(
     places: tuple[str, ...],
     trials: Sequence[FrozenTrial],
     progress: Progress,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> Preflight:
     """Foretell a search by `team`, so many workers of so many threads, which take turns on `places`.
 
     `trials` are those that the study has already: the finished ones are done, and say how many epochs a trial has.
-    Takes about `seconds`. Raises `DataError` where the rows cannot be split, and `MmsearchError` where the processes
-    that measure do not come to it.
+    Takes about `seconds`; None is one for each trial that is left, 5 to 40. Raises `DataError` where the rows cannot be
+    split, and `MmsearchError` where the processes that measure do not come to it.
     """
     rows = validation_splits(dataset, config)
     memory, disk = available_memory(), free_disk(config.storage_paths.folder)
     total, search = total_of(config), config.search
     left = max(0, total - count(list(trials)).finished)
+    seconds = min(SECONDS, max(LEAST_SECONDS, left)) if seconds is None else seconds
     share, learned = share_of_epochs(config, trials)
     workers, threads = team
     work = Work(
@@ -103,7 +107,7 @@ def look_ahead(
         trial_timeout=search.trial_timeout,
         epoch_timeout=search.epoch_timeout,
     )
-    room = Room(cores(), memory, disk, launcher=peak_memory())
+    room = Room(cores(), memory, disk)
     if not left:
         return Preflight(foretell(work, room, {}, []), work, room, {}, 0)
     progress.note(
@@ -123,7 +127,7 @@ def look_ahead(
         ready_s=max(crew.ready_s),
     )
     if places[0].startswith("cuda"):
-        room = replace(room, gpu=max(crew.gpu_free))
+        room = replace(room, gpu=min(crew.gpu_free.values()))
     drawn = [crew.drawn[i] for i in measured]
     return Preflight(foretell(work, room, crew.named, drawn), work, room, crew.named, len(drawn))
 
@@ -161,12 +165,16 @@ def features_of(config: StudyConfig, dataset: Dataset, trials: int) -> tuple[int
     """The bytes that the audio features of so many trials take on disk, and the waveforms they are computed of.
 
     Each setting is computed once; what was used longest ago makes room. (0, 0) where the audio rows are features.
+    Settings are counted among random draws, which take a thirtieth of the time of spread ones.
     """
     if dataset.rate is None:
         return 0, 0
     settings: dict[tuple[tuple[str, object], ...], int] = {}
     rows = len(dataset.train.audio)
-    for made in draw(config, min(trials, IMAGINED)):
+    random, space = np.random.default_rng(config.study.seed), config.dimensions
+    varies = any(name.startswith("features.") for name in space.varying())
+    for _ in range(min(trials, IMAGINED if varies else 1)):
+        made = space.walk(lambda _, dimension: at(dimension, random.random()))
         key = tuple((name, value) for name, value in made.items() if name.startswith("features."))
         if key not in settings:
             frames, coefficients = feature_shapes(dataset.shapes, dataset.rate, made).audio

@@ -1,8 +1,8 @@
 """A process that tries configurations for some steps each, as a worker would train them, and tells what they take.
 
 `mmsearch.search.preflight` starts it as `python -m mmsearch.search.probes`: a JSON object on the first line of standard
-input (see `Place`), then one a line for each job. Each job has one JSON object on standard output. It opens no study,
-and writes nothing but a checkpoint in a temporary folder.
+input (see `crew.Place`), then one a line for each job. Each job has one JSON object on standard output. It opens no
+study, and writes nothing but a checkpoint in a temporary folder, and the cache of a manifest's and wav files' data.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Index, Shapes, Split, statistics
 from mmsearch.data.features import feature_shapes, with_features
 from mmsearch.data.sources import load_dataset
@@ -30,11 +29,12 @@ from mmsearch.errors import MmsearchError, OutOfMemory
 from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.search.costs import cost_of, extremes
+from mmsearch.search.crew import Place
 from mmsearch.search.forecast import Measured
 from mmsearch.search.objective import TRAINS_ALL  # and with it all that a worker loads
 from mmsearch.search.pictures.confusion import draw_confusion
 from mmsearch.search.pictures.curves import draw_curves
-from mmsearch.search.room import peak_memory
+from mmsearch.search.room import PeakMemory
 from mmsearch.training.batches import EVALUATION_ROWS, Batches
 from mmsearch.training.checkpoints import save_checkpoint
 from mmsearch.training.device import free_memory, memory_told, own_device, use_threads
@@ -49,35 +49,13 @@ STILL = 1e-7  # a learning rate at which no loss runs away; how fast a step is d
 CONTEXT_BYTES = 500 << 20  # of a GPU that a process's kernels and libraries take, before any tensor
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where probes run: as a worker on `place` would, with so many threads; `seconds` is how long the training steps of
-    a configuration are measured, once they are warm, and a third of it their evaluation.
-    """
-
-    config: StudyConfig
-    place: str
-    threads: int
-    seconds: float
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps({**vars(self), "config": self.config.model_dump_json()})
-
-    @staticmethod
-    def from_json(line: str) -> Place:
-        """The reverse of `to_json`."""
-        held = json.loads(line)
-        return Place(**{**held, "config": StudyConfig.model_validate_json(held["config"])})
-
-
 class Prober:
-    """A worker's place, with its data, that tries configurations."""
+    """A worker's place, with its data, that tries configurations; `held` is its memory, watched since it began."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, held: PeakMemory) -> None:
         config = place.config
-        self.config = config
-        self.place, self.seconds = place.place, place.seconds
+        self.config, self.held = config, held
+        self.seconds = place.seconds
         use_threads(place.threads)
         self.device = own_device(place.place)
         self.dataset = load_dataset(config)
@@ -87,11 +65,12 @@ class Prober:
         order = np.random.default_rng(config.study.seed).permutation(train.rows)
         self.sample = self.dataset.train.only(order[:SAMPLE_ROWS])
         self.row_bytes = 0  # of an image and its features, at most
+        # That this process has begun on the GPU itself makes it look a little smaller than it is: on the safe side.
         self.gpu_free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
 
     def ready(self) -> dict[str, Any]:
         """What there is to know before the first job."""
-        return {"rows": self.rows, "device": self.place, "gpu_free": self.gpu_free}
+        return {"gpu_free": self.gpu_free}
 
     def scout(self, draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The extremes of the space, with their costs, and the cost of each of the draws."""
@@ -116,7 +95,7 @@ class Prober:
             known = isinstance(error, MmsearchError)
             found = Measured(refused=str(error) if known else f"{type(error).__name__}: {error}", kind="failure")
         free_memory(self.device)
-        return asdict(replace(found, memory=peak_memory(), gpu_memory=self._gpu_memory()))
+        return asdict(replace(found, memory=self.held.bytes(), gpu_memory=self._gpu_memory()))
 
     def leave(self, epochs: int) -> dict[str, Any]:
         """The sizes of the table's and pictures' files that a trial of so many epochs leaves, and the seconds."""
@@ -243,9 +222,9 @@ def main() -> None:
     with contextlib.suppress(OSError):  # where memory ends, the kernel takes this process, and no other
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     place = Place.from_json(sys.stdin.readline())
-    with answers:
+    with answers, PeakMemory() as held:
         try:
-            prober = Prober(place)
+            prober = Prober(place, held)
         except MmsearchError as error:
             answers.write(json.dumps({"error": str(error), "code": error.exit_code}) + "\n")
             raise SystemExit(error.exit_code) from None

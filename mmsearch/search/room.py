@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 from mmsearch.search.machine import CGROUPS, OWN_CGROUPS
 
 MEMORY = Path("/proc/meminfo")
 OWN_STATUS = Path("/proc/self/status")
+LOOK_S = 0.01  # a look takes 0.05 ms
 
 
 def available_memory(memory: Path = MEMORY, own: Path = OWN_CGROUPS, mounted: Path = CGROUPS) -> int | None:
@@ -54,11 +56,41 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def peak_memory(status: Path = OWN_STATUS) -> int:
-    """The most anonymous memory, in bytes, that this process ever held: what cannot be read again from a file."""
+class PeakMemory:
+    """The most anonymous memory, what cannot be read again from a file, that this process holds from now on.
+
+    As a context manager it looks every `LOOK_S`, for the system itself keeps a peak of all memory only, files and all:
+    what is held for a shorter time may be missed.
+    """
+
+    def __init__(self, status: Path = OWN_STATUS) -> None:
+        self._status, self._most = status, 0
+        self._over, self._lock = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def bytes(self) -> int:
+        """The peak until now, this moment included."""
+        with self._lock:
+            self._most = max(self._most, _anonymous_memory(self._status))
+            return self._most
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_S):
+            self.bytes()
+
+
+def _anonymous_memory(status: Path) -> int:
+    """Bytes that this process holds; where the system does not tell, the most that it ever held, files included."""
     with contextlib.suppress(OSError, KeyError, ValueError):
-        held = _fields(status)
-        return 1024 * max(held["RssAnon"], held["VmHWM"] - held["RssFile"] - held["RssShmem"])
+        return 1024 * _fields(status)["RssAnon"]
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

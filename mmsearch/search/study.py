@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.config import StudyConfig, hide_password
-from mmsearch.errors import NoCompletedTrial, StorageError, StudyMismatch, UsageError
+from mmsearch.errors import NoCompletedTrial, NoStudy, StudyMismatch, UsageError
 from mmsearch.paths import remove, write_text
 from mmsearch.search.database import creation_lock
 from mmsearch.search.fingerprint import compare, fingerprint
@@ -286,7 +286,7 @@ def total_of(config: StudyConfig) -> int:
 
 
 def open_study(config: StudyConfig, *, patient: bool = False) -> OpenStudy:
-    """Open a study that exists; raises `StorageError` where it does not.
+    """Open a study that exists; raises `NoStudy` where it does not, and as `open_storage` does.
 
     Once it is open, calls wait `storage_timeout` seconds through an outage of its storage, and `StorageLost` follows;
     where `patient`, so does the opening.
@@ -305,7 +305,7 @@ def _load(config: StudyConfig, storage: Storage) -> OpenStudy:
     except KeyError:
         known = ", ".join(sorted(held.study_name for held in storage.get_all_studies())) or "none"
         storage.engine.dispose()
-        raise StorageError(
+        raise NoStudy(
             f"{hide_password(config.storage_url)}: there is no study {config.study.name}; there is: {known}"
         ) from None
     return OpenStudy(config, study, storage)
