@@ -318,16 +318,16 @@ def test_one_worker_that_cannot_work_ends_the_search(mmsearch: Run, workspace: P
     env = scripted(
         tmp_path,
         worker="""
-        import mmsearch.training.device as device
-        choose = device.choose_device
+        import mmsearch.search.machine as machine
+        known = machine.this_process
 
-        def choose_or_die(wanted, index=0, gpus=None):
-            if index == 1:
+        def known_or_dead(worker):
+            if worker.startswith("1-"):
                 print("this one has no luck", file=sys.stderr, flush=True)
                 os._exit(7)
-            return choose(wanted, index, gpus)
+            return known(worker)
 
-        device.choose_device = choose_or_die
+        machine.this_process = known_or_dead
         """,
     )
     said = mmsearch("launch", "--trials", 100, "--workers", 2, env=env, code=1).stderr
