@@ -25,10 +25,12 @@ from mmsearch.data.sources import load_dataset
 from mmsearch.errors import DiskFull, MmsearchError, OutOfMemory
 from mmsearch.search.machine import training_environment
 from mmsearch.search.objective import Objective
+from mmsearch.search.space import restore
 from mmsearch.search.study import create_study, open_study
 from mmsearch.search.values import MEMORY, VIOLATED
 from mmsearch.search.worker import Orders, Stop, disk_full, run_trial
 from mmsearch.training.device import choose_devices, free_memory, memory_told, own_device, still_works
+from mmsearch.training.precision import computed_in
 from mmsearch.training.provenance import code_digest, device_name, versions
 
 CPU = torch.device("cpu")
@@ -294,7 +296,7 @@ def test_a_trial_remembers_what_its_numbers_depend_on(configured: Callable[[str]
         "seed": run["seed"],
         "threads": torch.get_num_threads(),
         "device": "cpu",
-        "precision": "float32",
+        "precision": computed_in("auto", restore(config.dimensions, study.trials[0].params), CPU),
         "hardware": device_name(CPU),
         "data": dataset.fingerprint,
         "code": code_digest(),
