@@ -249,4 +249,4 @@ def test_a_search_with_audits(mmsearch: Run, made: Made) -> None:
     mmsearch("report", "--no-retrain")
     page = (config.paths.report / "report.md").read_text()
     assert "Pruning ended 2 trials early, which saved about" in page
-    assert "To find out how often it is wrong, of 2 trials that would have been pruned" in page
+    assert "How often it is wrong: of 2 trials that would have been pruned" in page
