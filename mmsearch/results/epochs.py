@@ -10,7 +10,7 @@ from typing import Any
 def last_attempt(path: Path) -> list[dict[str, Any]]:
     """The rows of a trial's log that its last attempt wrote; a line that a kill tore is left out.
 
-    None where the log cannot be read, as of a trial of another machine whose folder is not shared.
+    Nothing where the log cannot be read, as of a trial of another machine whose folder is not shared.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

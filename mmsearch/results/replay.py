@@ -21,7 +21,6 @@ from mmsearch.search.storage import SEED
 from mmsearch.search.study import OpenStudy, open_study
 from mmsearch.training.device import choose_device, use_threads
 from mmsearch.training.fit import EpochResult
-from mmsearch.training.precision import Computed, computed_in
 from mmsearch.training.provenance import code_digest, hardware, versions
 
 RUN = "run"  # user attribute of a trial: what its numbers depend on besides its configuration
@@ -160,8 +159,7 @@ def replay(
                 failed = str(error)
             if training.over and trial.state == TrialState.COMPLETE:
                 compared += _compare_values(opened, training, trial)
-            computed = computed_in(config.search.precision, hyperparameters, device)
-            now = _now(dataset, hardware(device), str(device), computed)
+            now = _now(dataset, hardware(device), str(device))
         finally:
             use_threads(before)
         return Replay(
@@ -275,8 +273,8 @@ def _device(config: StudyConfig, run: Mapping[str, Any]) -> Any:
     return choose_device(wanted)
 
 
-def _now(dataset: Dataset, machine: Mapping[str, Any], device: str, precision: Computed) -> dict[str, Any]:
-    """What the objective writes down of a trial, as it is now."""
+def _now(dataset: Dataset, machine: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What the objective writes down of a trial, as it is now; but its precision, in which it is replayed."""
     return {
         "code": code_digest(),
         "versions": versions(),
@@ -284,7 +282,6 @@ def _now(dataset: Dataset, machine: Mapping[str, Any], device: str, precision: C
         "hardware": machine["device"],
         "threads": machine["threads"],
         "device": device,
-        "precision": precision,
     }
 
 

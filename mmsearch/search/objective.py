@@ -293,14 +293,11 @@ class Objective:
     def _check_size(self, trial: optuna.Trial, parameters: int) -> None:
         """Raise `Infeasible` where the model has more parameters, or fewer, than it may have."""
         trial.set_user_attr("parameters", parameters)
-        if self.config.search.sampler in TRAINS_ALL:
-            return
-        sizes = [constraint for constraint in self.config.constraints if constraint.metric == "parameters"]
-        violated = [constraint for constraint in sizes if constraint.violation(parameters) > 0]
-        if violated:
-            for constraint in sizes:
-                trial.set_constraint(str(constraint), constraint.violation(parameters))
-            reason = f"parameters = {parameters} violates {violated[0]}"
+        reason = size_violation(self.config, parameters)
+        if reason is not None:
+            for constraint in self.config.constraints:
+                if constraint.metric == "parameters":
+                    trial.set_constraint(str(constraint), constraint.violation(parameters))
             trial.set_user_attr(VIOLATED, reason)
             raise Infeasible(f"not trained: {reason}")
 
@@ -353,6 +350,15 @@ class Objective:
         row |= {"lr": result.lr, "seconds": round(result.seconds, 3)}
         assert all(value is None or math.isfinite(value) for value in row.values())
         return row
+
+
+def size_violation(config: StudyConfig, parameters: int) -> str | None:
+    """Why a model of so many parameters is not trained, in words; None where it is."""
+    if config.search.sampler in TRAINS_ALL:
+        return None
+    sizes = (constraint for constraint in config.constraints if constraint.metric == "parameters")
+    violated = next((constraint for constraint in sizes if constraint.violation(parameters) > 0), None)
+    return None if violated is None else f"parameters = {parameters} violates {violated}"
 
 
 def _open_log(path: Path) -> TextIO:

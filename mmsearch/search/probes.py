@@ -28,10 +28,10 @@ from mmsearch.data.splits import validation_splits
 from mmsearch.errors import MmsearchError, OutOfMemory
 from mmsearch.hyperparameters import Hyperparameters
 from mmsearch.models.factory import MultimodalClassifier, build_model
-from mmsearch.search.costs import cost_of, extremes
+from mmsearch.search.costs import Cost, cost_of, extremes
 from mmsearch.search.crew import Place
 from mmsearch.search.forecast import Measured
-from mmsearch.search.objective import TRAINS_ALL  # and with it all that a worker loads
+from mmsearch.search.objective import size_violation  # and with it all that a worker loads
 from mmsearch.search.pictures.confusion import draw_confusion
 from mmsearch.search.pictures.curves import draw_curves
 from mmsearch.search.room import PeakMemory
@@ -74,11 +74,13 @@ class Prober:
 
     def scout(self, draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The extremes of the space, with their costs, and the cost of each of the draws."""
-        found = extremes(self.config.dimensions, self._cost, lambda parameters: self._violated(parameters) is None)
+        found = extremes(
+            self.config.dimensions, self._cost, lambda parameters: size_violation(self.config, parameters) is None
+        )
         return {
             "extremes": {name: dict(made.items()) for name, made in found.items()},
             "draws": [
-                {"seconds": cost.seconds, "refused": self._violated(cost.parameters)}
+                {"seconds": cost.seconds, "refused": size_violation(self.config, cost.parameters)}
                 for cost in (self._cost(Hyperparameters(values)) for values in draws)
             ],
         }
@@ -116,21 +118,12 @@ class Prober:
         log = sum(len(json.dumps({"attempt": "2026-01-01T00:00:00.000000Z", **row})) + 1 for row in rows)
         return {"log": log, "shown": [table, *sizes], "seconds": time.perf_counter() - started}
 
-    def _cost(self, hyperparameters: Hyperparameters) -> Any:
+    def _cost(self, hyperparameters: Hyperparameters) -> Cost:
         rows = self.rows[0] * len(self.folds), self.rows[1] * len(self.folds)
         return cost_of(hyperparameters, self._shapes(hyperparameters), rows)
 
     def _shapes(self, hyperparameters: Hyperparameters) -> Shapes:
         return feature_shapes(self.dataset.shapes, self.dataset.rate, hyperparameters)
-
-    def _violated(self, parameters: int) -> str | None:
-        """Why a model of so many parameters would not be trained, in words; None where it would."""
-        if self.config.search.sampler in TRAINS_ALL:
-            return None
-        for constraint in self.config.constraints:
-            if constraint.metric == "parameters" and constraint.violation(parameters) > 0:
-                return f"parameters = {parameters} violates {constraint}"
-        return None
 
     def _measure(self, hyperparameters: Hyperparameters) -> Measured:
         started = time.perf_counter()
@@ -143,7 +136,7 @@ class Prober:
         seed_everything(0)
         model = build_model(hyperparameters, self._shapes(hyperparameters), known)
         parameters = model.parameter_count()
-        if (why := self._violated(parameters)) is not None:
+        if (why := size_violation(self.config, parameters)) is not None:
             return Measured(parameters, refused=why, kind="constraint")
         training = self._fit(model, _again(rows, WARM_STEPS * size), hyperparameters)
         begin_s = time.perf_counter() - started
