@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from mmsearch.search.artifacts import leave_artifacts
 from mmsearch.search.audit import AUDITED, SECONDS, is_drawn, mark
 from mmsearch.search.clock import EPOCHS, FILES, MODELS, SAMPLING, STORAGE, Clock
 from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
+from mmsearch.search.samplers import first_step
 from mmsearch.search.space import suggest
 from mmsearch.search.storage import BASELINE, SEED
 from mmsearch.search.values import METRICS, VIOLATED, in_words
@@ -91,9 +93,9 @@ class Objective:
     The leading metric chooses the best epoch on the validation rows; the others have their values there. With k-fold
     validation a trial trains a model a fold, and its values are the means. `on_epoch(trial number, fold, result,
     leading value)` is told each epoch, `on_note(text)` what of the weights to begin with did not fit, once, and what
-    becomes of checkpoints; `should_stop()` is asked after each epoch; `clock` is told what the time is spent on, and
-    `place` is what others call the device. Raises `optuna.TrialPruned`, `Stopped`, `StorageLost`, or `TrialFailed` with
-    the reason.
+    becomes of checkpoints; `should_stop()` is asked after each epoch; `clock` is told what the time is spent on,
+    `together` is the storage's, and `place` is what others call the device. Raises `optuna.TrialPruned`, `Stopped`,
+    `StorageLost`, or `TrialFailed` with the reason.
 
     A trial whose checkpoint is there, its own or that of an attempt before it, goes on from it. One is written every
     `checkpoint_every` seconds, and before `Stopped` is raised; `save` and `forget` are for whoever settles the trial.
@@ -109,13 +111,15 @@ class Objective:
         on_note: Callable[[str], None] = lambda text: None,
         should_stop: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
         place: str | None = None,
     ) -> None:
         self.config, self.dataset, self.device = config, dataset, device
         self.place = place or str(device)
         self.on_epoch, self.on_note, self.should_stop = on_epoch, on_note, should_stop
-        self.clock = clock or Clock()
+        self.clock, self.together = clock or Clock(), together
         self.preparation = Preparation(config, dataset)
+        self._first_step = first_step(config)
         self._attempt: _Attempt | None = None
         self._checkpoint: Path | None = None  # of the trial that was trained last
         self._noted = False
@@ -136,10 +140,12 @@ class Objective:
             raise  # it is trained on, here or elsewhere
         except Exception:
             if self._attempt is not None:
-                self._record(self._attempt)
+                with self._stored():
+                    self._record(self._attempt)
             raise
-        self._record(attempt)
-        self._settle(trial, values)
+        with self._stored():
+            self._record(attempt)
+            self._settle(trial, values)
         return [values[metric] for metric in self.config.study.metrics]
 
     def save(self) -> None:
@@ -169,25 +175,24 @@ class Objective:
         """What a trial trains, and from what; kept with the trial, so that it can be told why a replay differs."""
         config = self.config
         with self.clock.spent(SAMPLING):
-            hyperparameters = suggest(config.dimensions, trial)
-        held = trial.storage.get_trial(trial._trial_id)
-        attrs = held.system_attrs
+            attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
         first = attrs.get("failed_trial", trial.number)
         self._checkpoint = config.paths.checkpoint(first)
         seeded_by = attrs.get(SEED, first)
-        run = {
-            "seed": trial_seed(config, seeded_by),
-            "threads": torch.get_num_threads(),
-            "device": self.place,
-            "precision": computed_in(config.search.precision, hyperparameters, self.device),
-            "hardware": hardware(self.device)["device"],
-            "data": self.dataset.fingerprint,
-            "code": code_digest(),
-            "versions": versions(),
-        }
-        with self.clock.spent(STORAGE):
+        with self.clock.spent(SAMPLING), self.together():
+            hyperparameters = suggest(config.dimensions, trial)
+            run = {
+                "seed": trial_seed(config, seeded_by),
+                "threads": torch.get_num_threads(),
+                "device": self.place,
+                "precision": computed_in(config.search.precision, hyperparameters, self.device),
+                "hardware": hardware(self.device)["device"],
+                "data": self.dataset.fingerprint,
+                "code": code_digest(),
+                "versions": versions(),
+            }
             trial.set_user_attr("run", run)
-            if held.user_attrs.get(AUDITED):  # of an attempt that was handed back
+            if trial.user_attrs.get(AUDITED):  # of an attempt that was handed back
                 trial.set_user_attr(AUDITED, None)
         with self.clock.spent(MODELS):
             training = TrialTraining(
@@ -271,7 +276,8 @@ class Objective:
             return
         with self.clock.spent(STORAGE):
             attempt.trial.report(value, step)
-            if attempt.asks(step) and step < steps and not training.over and attempt.trial.should_prune() and heed:
+            may_end = self._first_step <= step < steps and not training.over  # at other steps no pruner ends a trial
+            if may_end and attempt.asks(step) and attempt.trial.should_prune() and heed:
                 self._end(attempt, step, value)
 
     def _end(self, attempt: _Attempt, step: int, value: float) -> None:
@@ -284,6 +290,12 @@ class Objective:
             audit.mark = mark(step, value, epochs, trial.study.get_trials(deepcopy=False), sign)
             trial.set_user_attr(AUDITED, audit.mark)
 
+    @contextmanager
+    def _stored(self) -> Iterator[None]:
+        """What is set of a trial in the block is one transaction, and its time is the storage's."""
+        with self.clock.spent(STORAGE), self.together():
+            yield
+
     def _note_once(self, text: str) -> None:
         """What is as true of the next trial."""
         if not self._noted:
@@ -292,13 +304,15 @@ class Objective:
 
     def _check_size(self, trial: optuna.Trial, parameters: int) -> None:
         """Raise `Infeasible` where the model has more parameters, or fewer, than it may have."""
-        trial.set_user_attr("parameters", parameters)
         reason = size_violation(self.config, parameters)
+        with self._stored():
+            trial.set_user_attr("parameters", parameters)
+            if reason is not None:
+                for constraint in self.config.constraints:
+                    if constraint.metric == "parameters":
+                        trial.set_constraint(str(constraint), constraint.violation(parameters))
+                trial.set_user_attr(VIOLATED, reason)
         if reason is not None:
-            for constraint in self.config.constraints:
-                if constraint.metric == "parameters":
-                    trial.set_constraint(str(constraint), constraint.violation(parameters))
-            trial.set_user_attr(VIOLATED, reason)
             raise Infeasible(f"not trained: {reason}")
 
     def _values(self, training: TrialTraining) -> dict[str, float]:

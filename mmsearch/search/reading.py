@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ TRIALS = sa.table(
     *(sa.column("trial_id"), sa.column("number"), sa.column("study_id"), sa.column("state", sa.Enum(TrialState))),
     *(sa.column("datetime_start", sa.DateTime()), sa.column("datetime_complete", sa.DateTime())),
 )
+HEARTBEATS = sa.table("trial_heartbeats", sa.column("trial_id"), sa.column("heartbeat", sa.DateTime()))
 # Of each table with several rows a trial: its key, which has their order, and what is read.
 VALUES = ("trial_values", "trial_value_id", "objective", "value", "value_type")
 PARAMS = ("trial_params", "param_id", "param_name", "param_value", "distribution_json")
@@ -61,30 +62,54 @@ def read_trials(
     with storage.engine.connect() as connection:
         if connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id)).first() is None:
             raise KeyError(f"there is no study {study_id}")
-        found = [
-            row
-            for row in connection.execute(sa.select(TRIALS).where(wanted).order_by(trial_id))
-            if row.trial_id > trial_id_greater_than or row.trial_id in included
-        ]
-        ids = [row.trial_id for row in found]  # what belongs to them is written before they are in their states
-        values: dict[int, dict[int, float]] = defaultdict(dict)
-        for trial, objective, value, kind in _rows(connection, VALUES, study_id, ids):
-            values[trial][objective] = _number(value, kind)
-        reports: dict[int, dict[int, float]] = defaultdict(dict)
-        for trial, step, value, kind in _rows(connection, REPORTS, study_id, ids):
-            reports[trial][step] = _number(value, kind)
-        known: dict[str, BaseDistribution] = {}
-        distributions: dict[int, dict[str, BaseDistribution]] = defaultdict(dict)
-        params: dict[int, dict[str, Any]] = defaultdict(dict)
-        for trial, name, value, text in _rows(connection, PARAMS, study_id, ids):
-            distribution = distributions[trial][name] = _distribution(text, known)
-            params[trial][name] = distribution.to_external_repr(value)
-        attributes: list[dict[int, dict[str, Any]]] = []
-        for table in (USER_ATTRS, SYSTEM_ATTRS):
-            held: dict[int, dict[str, Any]] = defaultdict(dict)
-            for trial, key, text in _rows(connection, table, study_id, ids):
-                held[trial][key] = json.loads(text)
-            attributes.append(held)
+        found = connection.execute(sa.select(TRIALS).where(wanted).order_by(trial_id))
+        rows = [row for row in found if row.trial_id > trial_id_greater_than or row.trial_id in included]
+        return _frozen(connection, rows)
+
+
+def read_trial(storage: RDBStorage, trial_id: int) -> FrozenTrial:
+    """A trial by its id, as `RDBStorage.get_trial` has it; raises `KeyError` where there is none."""
+    with storage.engine.connect() as connection:
+        row = connection.execute(sa.select(TRIALS).where(TRIALS.c.trial_id == trial_id)).first()
+        if row is None:
+            raise KeyError(f"there is no trial with the id {trial_id}")
+        return _frozen(connection, [row])[0]
+
+
+def read_silences(storage: RDBStorage, study_id: int) -> dict[int, float]:
+    """The ids of running trials, and the seconds since the last heartbeat of each, or its start if it has none."""
+    found = (
+        sa.select(TRIALS.c.trial_id, sa.func.coalesce(HEARTBEATS.c.heartbeat, TRIALS.c.datetime_start))
+        .outerjoin(HEARTBEATS, HEARTBEATS.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
+    )
+    with storage.engine.connect() as connection:
+        now = connection.execute(sa.select(sa.func.now())).scalar_one().replace(tzinfo=None)
+        return {trial: (now - seen).total_seconds() for trial, seen in connection.execute(found)}
+
+
+def _frozen(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[FrozenTrial]:
+    """Trials of one study, whose rows are in the order of their ids, with all that belongs to them."""
+    ids = [row.trial_id for row in found]  # what belongs to them is written before they are in their states
+    study_id = found[0].study_id if found else -1
+    values: dict[int, dict[int, float]] = defaultdict(dict)
+    for trial, objective, value, kind in _rows(connection, VALUES, study_id, ids):
+        values[trial][objective] = _number(value, kind)
+    reports: dict[int, dict[int, float]] = defaultdict(dict)
+    for trial, step, value, kind in _rows(connection, REPORTS, study_id, ids):
+        reports[trial][step] = _number(value, kind)
+    known: dict[str, BaseDistribution] = {}
+    distributions: dict[int, dict[str, BaseDistribution]] = defaultdict(dict)
+    params: dict[int, dict[str, Any]] = defaultdict(dict)
+    for trial, name, value, text in _rows(connection, PARAMS, study_id, ids):
+        distribution = distributions[trial][name] = _distribution(text, known)
+        params[trial][name] = distribution.to_external_repr(value)
+    attributes: list[dict[int, dict[str, Any]]] = []
+    for table in (USER_ATTRS, SYSTEM_ATTRS):
+        held: dict[int, dict[str, Any]] = defaultdict(dict)
+        for trial, key, text in _rows(connection, table, study_id, ids):
+            held[trial][key] = json.loads(text)
+        attributes.append(held)
     user_attrs, system_attrs = attributes
     return [
         FrozenTrial(

@@ -39,7 +39,7 @@ from mmsearch.errors import (
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.trial import TrialState
+    from optuna.trial import FrozenTrial, TrialState
 
     from mmsearch.search.clock import Clock
     from mmsearch.search.objective import Objective
@@ -211,8 +211,10 @@ def _work(orders: Orders, emit: Emit, stop: Stop, clock: Clock) -> None:
             on_note=on_note,
             should_stop=stop.asked.is_set,
             clock=clock,
+            together=opened.storage.together,
         )
         emit("ready", device=orders.place, threads=orders.threads)
+        gc.freeze()  # what is there stays: looking through all of it took 0.2 s after each trial
         first = True
         while not stop.asked.is_set():
             try:
@@ -227,7 +229,7 @@ def _work(orders: Orders, emit: Emit, stop: Stop, clock: Clock) -> None:
                     stop.asked.wait(WAIT_S)  # others are at work; a trial of theirs that fails frees its place
                 continue
             over = run_trial(opened, objective, trial, emit, stop)
-            if over and first:  # what outlives it stays: looking through all of that took 0.2 s after each trial
+            if over and first:  # what was loaded for it stays, too
                 gc.freeze()
                 first = False
             if not still_works(device):
@@ -253,7 +255,7 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
-    from mmsearch.search.clock import STORAGE
+    from mmsearch.search.clock import FILES, STORAGE
     from mmsearch.search.values import VIOLATED
     from mmsearch.training.device import free_memory
 
@@ -267,11 +269,11 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
         if outcome.state == TrialState.FAIL:
             log.error("trial %d failed: %s", trial.number, outcome.reason)
         with clock.spent(STORAGE):
-            settled = _settle(opened, trial, outcome)
+            told = _settle(opened, trial, outcome)
     except (UpdateFinishedTrialError, ValueError) as error:
         # a launcher elsewhere that took us for dead has settled it: its word counts, and its retry is trained
         log.warning("trial %d was taken over meanwhile: %s", trial.number, error)
-        settled = False
+        told = None
     except StorageError:
         _save(objective)
         raise
@@ -280,13 +282,13 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
             opened.storage.hand_back(trial._trial_id, opened.storage.owner)
             emit("handed_back", trial=trial.number)
         raise
-    if not settled or outcome.state == TrialState.WAITING:
+    if told is None:
         log.info("trial %d handed back", trial.number)
         emit("handed_back", trial=trial.number, spent=clock.read())
         return False
-    objective.forget()
+    with clock.spent(FILES):
+        objective.forget()
     free_memory(objective.device)
-    told = opened.storage.get_trial(trial._trial_id)
     reason = outcome.reason or told.user_attrs.get(VIOLATED)
     if outcome.state != TrialState.FAIL:
         values = f" {told.values}" if told.values else ""
@@ -304,19 +306,21 @@ def run_trial(opened: OpenStudy, objective: Objective, trial: optuna.Trial, emit
     return True
 
 
-def _settle(opened: OpenStudy, trial: optuna.Trial, outcome: _Outcome) -> bool:
-    """Tell the storage; returns False where the trial is another's by now."""
+def _settle(opened: OpenStudy, trial: optuna.Trial, outcome: _Outcome) -> FrozenTrial | None:
+    """Tell the storage; returns the trial as it ended, None where it is handed back, or another's by now."""
     from optuna.trial import TrialState
 
     storage, trial_id, reason = opened.storage, trial._trial_id, outcome.reason or ""
     if outcome.state == TrialState.WAITING:
-        return storage.hand_back(trial_id, storage.owner)
+        storage.hand_back(trial_id, storage.owner)
+        return None
     if outcome.state == TrialState.FAIL:
-        return storage.fail(trial_id, reason, 0, storage.owner)[0]
-    if outcome.violated:
-        return storage.prune(trial_id, reason, outcome.violated, storage.owner)
-    opened.optuna.tell(trial, outcome.values, state=outcome.state)
-    return True
+        settled = storage.fail(trial_id, reason, 0, storage.owner)[0]
+    elif outcome.violated:
+        settled = storage.prune(trial_id, reason, outcome.violated, storage.owner)
+    else:
+        return opened.optuna.tell(trial, outcome.values, state=outcome.state)
+    return storage.get_trial(trial_id) if settled else None
 
 
 def _train(objective: Objective, trial: optuna.Trial) -> _Outcome:

