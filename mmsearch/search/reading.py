@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,6 +26,7 @@ TRIALS = sa.table(
     *(sa.column("trial_id"), sa.column("number"), sa.column("study_id"), sa.column("state", sa.Enum(TrialState))),
     *(sa.column("datetime_start", sa.DateTime()), sa.column("datetime_complete", sa.DateTime())),
 )
+ONE_TRIAL = sa.select(TRIALS).where(TRIALS.c.trial_id == sa.bindparam("trial"))
 HEARTBEATS = sa.table("trial_heartbeats", sa.column("trial_id"), sa.column("heartbeat", sa.DateTime()))
 # Of each table with several rows a trial: its key, which has their order, and what is read.
 VALUES = ("trial_values", "trial_value_id", "objective", "value", "value_type")
@@ -60,17 +62,17 @@ def read_trials(
     if len(included) <= FEW and trial_id_greater_than > -1:
         wanted &= (trial_id > trial_id_greater_than) | trial_id.in_(included)
     with storage.engine.connect() as connection:
-        if connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id)).first() is None:
-            raise KeyError(f"there is no study {study_id}")
         found = connection.execute(sa.select(TRIALS).where(wanted).order_by(trial_id))
         rows = [row for row in found if row.trial_id > trial_id_greater_than or row.trial_id in included]
+        if not rows and connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id)).first() is None:
+            raise KeyError(f"there is no study {study_id}")
         return _frozen(connection, rows)
 
 
 def read_trial(storage: RDBStorage, trial_id: int) -> FrozenTrial:
     """A trial by its id, as `RDBStorage.get_trial` has it; raises `KeyError` where there is none."""
     with storage.engine.connect() as connection:
-        row = connection.execute(sa.select(TRIALS).where(TRIALS.c.trial_id == trial_id)).first()
+        row = connection.execute(ONE_TRIAL, {"trial": trial_id}).first()
         if row is None:
             raise KeyError(f"there is no trial with the id {trial_id}")
         return _frozen(connection, [row])[0]
@@ -117,8 +119,8 @@ def _frozen(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[Fro
             state=row.state,
             value=None,
             values=[value for _, value in sorted(values[row.trial_id].items())] or None,
-            datetime_start=_local(row.datetime_start),
-            datetime_complete=_local(row.datetime_complete),
+            datetime_start=local_time(row.datetime_start),
+            datetime_complete=local_time(row.datetime_complete),
             params=params[row.trial_id],
             distributions=distributions[row.trial_id],
             user_attrs=user_attrs[row.trial_id],
@@ -132,16 +134,23 @@ def _frozen(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[Fro
 
 def _rows(connection: sa.Connection, named: tuple[str, ...], study_id: int, ids: list[int]) -> Iterable[Any]:
     """The rows of one table in the order in which they were written; the first value of each is its trial's id."""
-    name, key, *columns = named
-    table = sa.table(name, *(sa.column(column) for column in ("trial_id", key, *columns)))
     if not ids:
         return ()
-    theirs = table.c.trial_id.in_(ids)
     if len(ids) > FEW:
-        within = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id, TRIALS.c.trial_id >= ids[0])
-        theirs = table.c.trial_id.in_(within)
-    asked = sa.select(table.c.trial_id, *(table.c[column] for column in columns)).where(theirs)
-    return connection.execute(asked.order_by(table.c[key]))
+        return connection.execute(_asked(named, many=True), {"study": study_id, "first": ids[0]})
+    return connection.execute(_asked(named, many=False), {"ids": ids})
+
+
+@cache
+def _asked(named: tuple[str, ...], *, many: bool) -> sa.Select[Any]:
+    """The statement that reads the rows of one table: of trials by their `ids`, or of a `study` from its `first` on."""
+    name, key, *columns = named
+    table = sa.table(name, *(sa.column(column) for column in ("trial_id", key, *columns)))
+    within = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == sa.bindparam("study"), TRIALS.c.trial_id >= sa.bindparam("first")
+    )
+    theirs = table.c.trial_id.in_(within if many else sa.bindparam("ids", expanding=True))
+    return sa.select(table.c.trial_id, *(table.c[column] for column in columns)).where(theirs).order_by(table.c[key])
 
 
 def _distribution(text: str, known: dict[str, BaseDistribution]) -> BaseDistribution:
@@ -155,6 +164,6 @@ def _number(value: float | None, kind: str) -> float:
     return NOT_FINITE[kind] if value is None else value
 
 
-def _local(stored: datetime | None) -> datetime | None:
+def local_time(stored: datetime | None) -> datetime | None:
     """A stored time, which is UTC, as Optuna shows it: of this machine's time zone, without saying so."""
     return None if stored is None else stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)

@@ -21,7 +21,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,9 +46,9 @@ from mmsearch.search.database import (
     use_write_ahead_log,
 )
 from mmsearch.search.outage import Patient, is_locked, is_outage, persist, survives
-from mmsearch.search.reading import read_silences, read_trial, read_trials
+from mmsearch.search.reading import SYSTEM_ATTRS, read_silences, read_trial, read_trials
 from mmsearch.search.values import VIOLATED
-from mmsearch.search.writing import PlainWrites, in_order
+from mmsearch.search.writing import PlainWrites, Row, add_trial, end_trial, in_order, put_beat, put_rows, utc_now
 
 OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last, and by which call
 QUEUED = "mmsearch:queued"  # system attribute of a trial: by which call it was queued
@@ -116,13 +116,11 @@ class Storage(PlainWrites, RDBStorage, Patient):
             if template_trial is not None:
                 return self._queue(study_id, template_trial, session)
             slot = self._free_slot(study_id, session)
-            trial: Any = self._get_prepared_new_trial(study_id, None, session)
+            made = add_trial(session.connection(), study_id)
             if slot is not None:
-                self._write(trial.trial_id, SLOT, slot, session)
-            self._sign(trial.trial_id, session)
-            frozen = create_trial(state=TrialState.RUNNING)
-            frozen.number, frozen._trial_id, frozen.datetime_start = trial.number, trial.trial_id, trial.datetime_start
-            return frozen
+                put_rows(session.connection(), [Row(SYSTEM_ATTRS, made._trial_id, (SLOT, json.dumps(slot)))])
+            self._sign(made._trial_id, session)
+            return made
 
     @in_order
     @survives
@@ -137,20 +135,19 @@ class Storage(PlainWrites, RDBStorage, Patient):
         with _create_scoped_session(self.scoped_session) as session:
             if self.engine.name == "sqlite":
                 self._lock_sqlite(session)
-            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            asked = sa.select(models.TrialModel.number, models.TrialModel.state).with_for_update()
+            held = session.execute(asked.where(models.TrialModel.trial_id == trial_id)).one_or_none()
+            if held is None:
+                raise KeyError(f"there is no trial with the id {trial_id}")
             mine = self._claims.get(trial_id, {}).items() <= self._owner_of(trial_id, session).items()
-            if self._call.again and trial.state == state and mine:
+            if self._call.again and held.state == state and mine:
                 return True
-            self.check_trial_is_updatable(trial_id, trial.state)  # raises where it is finished
+            self.check_trial_is_updatable(trial_id, held.state)  # raises where it is finished
             if not mine:
-                raise UpdateFinishedTrialError(f"Trial#{trial.number} was taken over by another process.")
-            if trial.state != TrialState.RUNNING:
+                raise UpdateFinishedTrialError(f"Trial#{held.number} was taken over by another process.")
+            if held.state != TrialState.RUNNING:
                 return False
-            for objective, value in enumerate(values or ()):
-                self._set_trial_value_without_commit(session, trial, objective, value)
-            trial.state = state
-            if state.is_finished():
-                trial.datetime_complete = datetime.now()
+            end_trial(session.connection(), trial_id, state, values or ())
         if state.is_finished():
             self._claims.pop(trial_id, None)
         return True
@@ -163,7 +160,7 @@ class Storage(PlainWrites, RDBStorage, Patient):
             swapped = session.execute(
                 sa.update(models.TrialModel)
                 .where(models.TrialModel.trial_id == trial_id, models.TrialModel.state == TrialState.WAITING)
-                .values(state=TrialState.RUNNING, _datetime_start_utc=datetime.now(UTC).replace(tzinfo=None))
+                .values(state=TrialState.RUNNING, _datetime_start_utc=utc_now())
                 .execution_options(synchronize_session=False)
             )
             if not swapped.rowcount:  # type: ignore[attr-defined]
@@ -388,12 +385,9 @@ class Storage(PlainWrites, RDBStorage, Patient):
     def _sign(self, trial_id: int, session: Session) -> None:
         """Write down who has the trial, with a first heartbeat."""
         self._claims[trial_id] = {**(self.owner or {}), "claim": self._call.token}
-        self._write(trial_id, OWNER, self._claims[trial_id], session)
-        beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
-        if beat is None:
-            session.add(models.TrialHeartbeatModel(trial_id=trial_id))
-        else:
-            beat.heartbeat = session.execute(sa.select(sa.func.now())).scalar_one()
+        owner = json.dumps(self._claims[trial_id])
+        put_rows(session.connection(), [Row(SYSTEM_ATTRS, trial_id, (OWNER, owner))])
+        put_beat(session.connection(), trial_id)
 
     @staticmethod
     def _forget_reports(trial_id: int, session: Session) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache, wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -21,12 +22,25 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mmsearch.search.outage import survives
-from mmsearch.search.reading import NOT_FINITE, PARAMS, REPORTS, SYSTEM_ATTRS, TRIALS, USER_ATTRS
+from mmsearch.search.reading import (
+    HEARTBEATS,
+    NOT_FINITE,
+    PARAMS,
+    REPORTS,
+    SYSTEM_ATTRS,
+    TRIALS,
+    USER_ATTRS,
+    VALUES,
+    local_time,
+)
 
+COUNTED = sa.select(sa.func.count(TRIALS.c.trial_id)).where(TRIALS.c.study_id == sa.bindparam("study"))
+NEW_TRIAL = sa.insert(TRIALS).returning(TRIALS.c.trial_id)
+STATE = sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == sa.bindparam("trial"))
 INSERT: dict[str, Callable[[Any], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -85,9 +99,7 @@ class PlainWrites:
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's: the value of a step may be set again, and may be infinite or no number."""
-        value = float(intermediate_value)
-        named = {math.inf: "INF_POS", -math.inf: "INF_NEG"}.get(value, "NAN" if math.isnan(value) else "FINITE")
-        self._put(Row(REPORTS, trial_id, (step, None if named in NOT_FINITE else value, named)))
+        self._put(Row(REPORTS, trial_id, (step, *_number(intermediate_value))))
 
     def put_param(
         self,
@@ -117,19 +129,13 @@ class PlainWrites:
 
     @survives
     def _write_rows(self, rows: list[Row]) -> None:
-        by_table: dict[tuple[str, ...], dict[tuple[int, Any], dict[str, Any]]] = {}
-        for row in rows:
-            named = dict(zip(row.table[2:], row.content, strict=True), trial_id=row.trial_id)
-            by_table.setdefault(row.table, {})[row.trial_id, row.content[0]] = named  # the last of what is set twice
         with self.engine.begin() as connection:
             for trial_id in sorted({row.trial_id for row in rows}):
-                asked = sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id)
-                state = connection.execute(asked).scalar_one_or_none()
+                state = connection.execute(STATE, {"trial": trial_id}).scalar_one_or_none()
                 if state is None:
                     raise KeyError(f"there is no trial with the id {trial_id}")
                 self.check_trial_is_updatable(trial_id, state)
-            for table, found in by_table.items():
-                connection.execute(_upsert(self.engine.name, table), list(found.values()))
+            put_rows(connection, rows)
 
     @survives
     def _first_distribution(self, trial_id: int, name: str) -> BaseDistribution | None:
@@ -147,6 +153,51 @@ class PlainWrites:
         return None if text is None else json_to_distribution(text)
 
 
+def put_rows(connection: sa.Connection, rows: Iterable[Row]) -> None:
+    """Set values of trials, within a transaction; of what is set twice the last one counts."""
+    by_table: dict[tuple[str, ...], dict[tuple[int, Any], dict[str, Any]]] = {}
+    for row in rows:
+        named = dict(zip(row.table[2:], row.content, strict=True), trial_id=row.trial_id)
+        by_table.setdefault(row.table, {})[row.trial_id, row.content[0]] = named
+    for table, found in by_table.items():
+        connection.execute(_upsert(connection.dialect.name, table), list(found.values()))
+
+
+def put_beat(connection: sa.Connection, trial_id: int) -> None:
+    """Write down that a trial's owner lives, within a transaction, by the database's clock."""
+    connection.execute(_beat(connection.dialect.name), {"trial_id": trial_id})
+
+
+def add_trial(connection: sa.Connection, study_id: int) -> FrozenTrial:
+    """A new trial that runs, within a transaction that has locked its study."""
+    started, state = utc_now(), TrialState.RUNNING
+    number = connection.execute(COUNTED, {"study": study_id}).scalar_one()
+    new = {"study_id": study_id, "number": number, "state": state, "datetime_start": started}
+    made = create_trial(state=state)
+    made._trial_id = connection.execute(NEW_TRIAL, new).scalar_one()
+    made.number, made.datetime_start = number, local_time(started)
+    return made
+
+
+def end_trial(connection: sa.Connection, trial_id: int, state: TrialState, values: Sequence[float]) -> None:
+    """A trial's state, with its values and the time where it is finished, within a transaction that has locked it."""
+    put_rows(connection, (Row(VALUES, trial_id, (place, *_number(value))) for place, value in enumerate(values)))
+    changed: dict[str, Any] = {"state": state} | ({"datetime_complete": utc_now()} if state.is_finished() else {})
+    connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(changed))
+
+
+def utc_now() -> datetime:
+    """As the database's tables have it: without a time zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _number(value: float) -> tuple[float | None, str]:
+    """As a database keeps it: what is not finite in words."""
+    number = float(value)
+    named = {math.inf: "INF_POS", -math.inf: "INF_NEG"}.get(number, "NAN" if math.isnan(number) else "FINITE")
+    return (None if named in NOT_FINITE else number), named
+
+
 @cache
 def _upsert(database: str, named: tuple[str, ...]) -> Any:
     """The statement that sets a value of a trial; a parameter that is there stays, as Optuna has it."""
@@ -159,6 +210,12 @@ def _upsert(database: str, named: tuple[str, ...]) -> Any:
     return statement.on_conflict_do_update(
         index_elements=index, set_={column: statement.excluded[column] for column in columns}
     )
+
+
+@cache
+def _beat(database: str) -> Any:
+    statement = INSERT[database](HEARTBEATS).values(heartbeat=sa.func.now())
+    return statement.on_conflict_do_update(index_elements=("trial_id",), set_={"heartbeat": sa.func.now()})
 
 
 def in_order(method: Method) -> Method:

@@ -35,9 +35,10 @@ class Picture:
 
     def text(self, at: tuple[float, float], text: str, size: int, anchor: str = "lm", color: Color = INK) -> Box:
         """Write a line; `anchor` is Pillow's. Returns its box."""
-        draw = self.draw
-        draw.text(at, text, fill=color, font=_font(size), anchor=anchor)
-        box = draw.textbbox(at, text, font=_font(size), anchor=anchor)
+        letters, left, top = _letters(text, size, anchor)
+        left, top = left + round(at[0]), top + round(at[1])
+        self.image.paste(color, (left, top), letters)
+        box = (left, top, left + letters.width, top + letters.height)
         self.texts.append((text, box))
         return box
 
@@ -95,6 +96,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
+
+
+@lru_cache(maxsize=2048)
+def _letters(text: str, size: int, anchor: str) -> tuple[Image.Image, int, int]:
+    """A line to be put on pictures, and its corner seen from its anchor; most texts are on every picture."""
+    left, top, right, bottom = _font(size).getbbox(text, anchor=anchor)
+    corner = math.floor(left), math.floor(top)
+    letters = Image.new("L", (math.ceil(right) - corner[0], math.ceil(bottom) - corner[1]))
+    ImageDraw.Draw(letters).text((-corner[0], -corner[1]), text, fill=255, font=_font(size), anchor=anchor)
+    return letters, *corner
 
 
 @lru_cache(maxsize=4096)
