@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mmsearch.config import StudyConfig, load_config
@@ -20,6 +22,7 @@ from mmsearch.spaces import Choices, Fixed, Range
 
 START = datetime(2026, 1, 1, 12)
 
+Direction = Literal["minimize", "maximize"]
 # What a configuration is worth: a value, or several, or (state, values, what else is of the trial).
 Value = Callable[[Hyperparameters, np.random.Generator], Any]
 
@@ -91,3 +94,37 @@ def opened_with(config: StudyConfig, trials: list[FrozenTrial]) -> OpenStudy:
     optuna.logging.set_verbosity(level)
     study.add_trials(trials)
     return OpenStudy(config, study, cast(Storage, study._storage))
+
+
+def fill(storage: RDBStorage, directions: list[Direction], trials: int = 9) -> int:
+    """A study of trials in every state, with whatever a trial may hold, by Optuna's own calls; returns its number."""
+    study = optuna.create_study(storage=storage, directions=directions, sampler=optuna.samplers.RandomSampler(0))
+    study.enqueue_trial({"lr": 0.5, "encoder": None}, user_attrs={"note": "the defaults"})
+    for number in range(trials):
+        trial = study.ask()
+        trial.suggest_float("lr", 1e-5, 1.0, log=True)
+        trial.suggest_int("filters", 8, 64, step=8)
+        if trial.suggest_categorical("encoder", ["cnn", "mlp", None, True, 3]) == "cnn":
+            trial.suggest_float("dropout", 0.0, 0.6, step=0.1)
+        trial.set_user_attr("run", {"seed": number, "versions": ["1", None, 2.5]})
+        trial.set_constraint("size", -0.5)
+        if len(directions) == 1:
+            for step, value in enumerate([0.1, math.inf, -math.inf, math.nan, 1e-300], 1):
+                trial.report(value, 6 - step)
+        values = [(math.inf, -math.inf, 0.25, 1.0)[number % 4] for _ in directions]
+        if number % 3 == 2:
+            study.tell(trial, state=TrialState.FAIL)
+        elif number % 3 == 1 and len(directions) == 1:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif number < trials - 1:
+            study.tell(trial, values)
+    study.enqueue_trial({"lr": 0.1})
+    return study._study_id
+
+
+def in_words(trial: FrozenTrial) -> dict[str, str]:
+    """All that a trial holds, in words, since a NaN is not equal to itself; dictionaries in the order of their keys."""
+    return {
+        name: repr(sorted(held.items()) if isinstance(held, dict) else held)
+        for name, held in sorted(vars(trial).items())
+    }

@@ -520,7 +520,7 @@ def test_another_error_is_raised_as_it_is(tmp_path: Path) -> None:
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE trial_user_attributes")
     trial = load(storage)
-    with pytest.raises(StorageInternalError):
+    with pytest.raises(sa.exc.OperationalError, match="no such table"):
         trial.ask()
     storage.engine.dispose()
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from typing import Literal
 
 import optuna
 import pytest
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
+from planted import Direction, fill, in_words
 
 from mmsearch.search import reading
 from mmsearch.search.storage import Storage, open_storage
-
-Direction = Literal["minimize", "maximize"]
 
 
 @pytest.fixture
@@ -24,40 +21,6 @@ def storage(storage_url: str) -> Iterator[Storage]:
     made = open_storage(storage_url.replace("postgresql://", "postgresql+psycopg://"), create=True)
     yield made
     made.engine.dispose()
-
-
-def fill(storage: Storage, directions: list[Direction], trials: int = 9) -> int:
-    """A study of trials in every state, with whatever a trial may hold; returns its number."""
-    study = optuna.create_study(storage=storage, directions=directions, sampler=optuna.samplers.RandomSampler(0))
-    study.enqueue_trial({"lr": 0.5, "encoder": None}, user_attrs={"note": "the defaults"})
-    for number in range(trials):
-        trial = study.ask()
-        trial.suggest_float("lr", 1e-5, 1.0, log=True)
-        trial.suggest_int("filters", 8, 64, step=8)
-        if trial.suggest_categorical("encoder", ["cnn", "mlp", None, True, 3]) == "cnn":
-            trial.suggest_float("dropout", 0.0, 0.6, step=0.1)
-        trial.set_user_attr("run", {"seed": number, "versions": ["1", None, 2.5]})
-        trial.set_constraint("size", -0.5)
-        if len(directions) == 1:
-            for step, value in enumerate([0.1, math.inf, -math.inf, math.nan, 1e-300], 1):
-                trial.report(value, 6 - step)
-        values = [(math.inf, -math.inf, 0.25, 1.0)[number % 4] for _ in directions]
-        if number % 3 == 2:
-            study.tell(trial, state=TrialState.FAIL)
-        elif number % 3 == 1 and len(directions) == 1:
-            study.tell(trial, state=TrialState.PRUNED)
-        elif number < trials - 1:
-            study.tell(trial, values)
-    study.enqueue_trial({"lr": 0.1})
-    return study._study_id
-
-
-def in_words(trial: FrozenTrial) -> dict[str, str]:
-    """All that a trial holds, in words, since a NaN is not equal to itself; dictionaries in the order of their keys."""
-    return {
-        name: repr(sorted(held.items()) if isinstance(held, dict) else held)
-        for name, held in sorted(vars(trial).items())
-    }
 
 
 @pytest.mark.parametrize("few", [500, 2], ids=["named-one-by-one", "too-many-to-name"])

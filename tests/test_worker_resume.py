@@ -235,7 +235,7 @@ class Asked(optuna.pruners.BasePruner):
 def test_a_pruner_is_asked_about_what_is_told_again_and_only_its_last_word_counts(
     since: int, asked: list[int], configured: Callable[..., StudyConfig]
 ) -> None:
-    config = configured(STUDIES["holdout"])
+    config = configured(STUDIES["holdout"].replace('"none"', '"none"\npruner_warmup = 0'))
     with studied(config) as opened:
         defaults = opened.optuna.ask()  # is never pruned
         opened.storage.fail(defaults._trial_id, "of no interest", 0)

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import optuna
 import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from sqlalchemy.exc import SQLAlchemyError
 
 from mmsearch.config import StudyConfig
 from mmsearch.data.dataset import Dataset
@@ -136,7 +137,7 @@ class Objective:
                 self._go_on(attempt, log)
                 self._train(attempt, log)
                 values = self._values(attempt.training)
-        except (Stopped, StorageError, StorageInternalError, UpdateFinishedTrialError, OSError):
+        except (Stopped, StorageError, StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError, OSError):
             raise  # it is trained on, here or elsewhere
         except Exception:
             if self._attempt is not None:
