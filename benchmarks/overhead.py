@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""What a search costs beside its training: start-up, memory, the sampler, and looking at a study of 5,000 trials.
+"""What a search costs beside its training: in all, start-up, memory, the sampler, looking at a study of 5,000 trials.
 
-    benchmarks/overhead.py [--parts start memory sampler looking] [--repeats 5] [--pairs 60000] [--trials 100 1000 5000]
-                           [--data FOLDER] [--work FOLDER] [--out FILE]
+    benchmarks/overhead.py [--parts share start memory sampler looking] [--repeats 5] [--pairs 60000]
+                           [--trials 100 1000 5000] [--data FOLDER] [--work FOLDER] [--out FILE]
 
 All of it is the study `digits`, as its user runs it: commands in processes of their own, in a fresh storage folder.
 
+- *share*: of the workers' time in a study's first 100 trials of some 2 seconds each, on SQLite with 2 workers, what is
+  not in epochs, as the summary of the launch says it. Nothing is pruned, so that trials are of one length.
 - *start*: seconds from the start of `mmsearch launch --workers 2` to the first training step, on the demo data and on
   so many pairs, for a new storage folder, and again with what the first launch left in its cache.
 - *memory*: of each worker of 1, 2 and 4, the peak of its anonymous memory (`smaps_rollup`, every 100 ms) over a trial
@@ -23,7 +25,9 @@ Writes one JSON object to FILE, and to standard output.
 from __future__ import annotations
 
 import argparse
+import csv
 import datetime
+import io
 import json
 import os
 import platform
@@ -52,7 +56,14 @@ MMSEARCH = [sys.executable, "-m", "mmsearch"]
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 LOOK_S = 0.1
 REPORTS = 10
-PARTS = ("start", "memory", "sampler", "looking")
+PARTS = ("share", "start", "memory", "sampler", "looking")
+SHORT = {  # of the study file, for trials of some two seconds that are all of one length
+    "\ntrials = 20 ": "\ntrials = 100 ",
+    "# rows = 1000 ": "rows = 1100 ",
+    'pruner = "halving" ': 'pruner = "none" ',
+    "max_epochs = 10": "max_epochs = 8",
+    "\npatience = 3 ": "\npatience = 9 ",
+}
 POLLS, POLL_S = 12, 1.0  # the dashboard keeps what it read for ten seconds
 
 Numbers = dict[str, Any]
@@ -157,6 +168,38 @@ def launch(work: Path, name: str, data: str, workers: int) -> Numbers:
         "whole": ended - began,
         "workers": list(watch.peaks.values()),
     }
+
+
+def measure_share(work: Path, repeats: int) -> Numbers:
+    """How much of the workers' time is not in epochs, and of what it is made up."""
+    found: dict[str, list[float]] = {}
+    for number in range(repeats):
+        file = work / f"share-{number}" / "studies" / "digits.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(short_trials(STUDY.read_text(encoding="utf-8")), encoding="utf-8")
+        command = [*MMSEARCH, "launch", str(file), "--workers", "2"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        (line,) = [line for line in (told.stdout + told.stderr).splitlines() if line.startswith("workers ")]
+        shares = {word: float(share) for word, share in re.findall(r"([a-z][a-z -]*?) +([0-9.]+) %", line)}
+        shares["in epochs"] = shares.pop("workers")
+        shares["beside epochs"] = 100 - shares["in epochs"]
+        exported = subprocess.run([*MMSEARCH, "export", str(file)], capture_output=True, text=True, check=True).stdout
+        trial = statistics.mean(float(row["duration_s"]) for row in csv.DictReader(io.StringIO(exported)))
+        numbers = {f"% {word}": share for word, share in shares.items()}
+        numbers["seconds a trial"] = trial
+        numbers["milliseconds beside epochs, a trial"] = 10 * trial * shares["beside epochs"]
+        numbers["start-up, seconds a worker"] = float(re.findall(r"start-up ([0-9.]+) s", line)[0])
+        for name, value in numbers.items():
+            found.setdefault(name, []).append(value)
+    return {name: spread(values) for name, values in found.items()}
+
+
+def short_trials(text: str) -> str:
+    """The study file with trials of some 2 seconds, none of which is pruned or ends early."""
+    for before, after in SHORT.items():
+        assert before in text
+        text = text.replace(before, after)
+    return text
 
 
 def measure_start(work: Path, sources: dict[str, str], repeats: int) -> Numbers:
@@ -417,7 +460,9 @@ def main() -> None:
         files = {trials: fill(work / f"of-{trials}", trials) for trials in filled}
         for part in given.parts:
             print(f"measuring {part} ...", file=sys.stderr, flush=True)
-            if part == "start":
+            if part == "share":
+                found[part] = measure_share(work, min(given.repeats, 3))
+            elif part == "start":
                 found[part] = measure_start(work, {"demo": "demo", f"{given.pairs} pairs": pairs}, given.repeats)
             elif part == "memory":
                 found[part] = measure_memory(work, pairs, 1)
