@@ -303,7 +303,7 @@ class Prunes(optuna.pruners.BasePruner):
 def test_a_trial_that_is_pruned_or_fails_has_pictures_of_its_epochs(
     configured: Callable[..., StudyConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(SMALL.replace('pruner = "none"', 'pruner = "none"\npruner_warmup = 0'))
+    config = configured(SMALL.replace("pruner_warmup = 1", "pruner_warmup = 0"))
     made = Objective(config, load_dataset(config), CPU)
     study = optuna.create_study(direction="maximize", pruner=Prunes())
     with pytest.raises(optuna.TrialPruned):
