@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import signal
 import sys
@@ -201,6 +202,8 @@ def main() -> None:
 
         print(f"mmsearch: the storage failed: {database_message(error)}", file=sys.stderr)
         raise SystemExit(4) from None
+    finally:
+        gc.freeze()  # else an ending interpreter looks through all there is for cycles: 0.3 s after 5,000 trials
 
 
 def _stop(signum: int, frame: object) -> None:

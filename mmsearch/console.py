@@ -206,7 +206,7 @@ def print_status(opened: OpenStudy) -> None:
     from mmsearch.search.audit import audit_of
     from mmsearch.search.study import count
 
-    config, trials = opened.config, opened.trials()
+    config, trials = opened.config, opened.outcomes()
     counts = count(trials)
     print(f"study     {config.study.name} in {hide_password(config.storage_url)}")
     done = f"{counts.complete} complete, {counts.pruned} pruned"

@@ -44,6 +44,25 @@ def test_they_are_what_optuna_reads(
             assert [list(trial.params) for trial in ours] == [list(trial.params) for trial in theirs]
 
 
+@pytest.mark.parametrize("few", [500, 2], ids=["named-one-by-one", "too-many-to-name"])
+def test_outcomes_are_the_trials_without_parameters_reports_and_provenance(
+    storage: Storage, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FEW", few)
+    fill(storage, ["maximize"])
+    study = fill(storage, ["maximize"])
+    held = storage.get_all_trials(study, states=(TrialState.WAITING,))[0]._trial_id
+    storage.set_trial_user_attr(held, "artifact", 1)
+    storage.set_trial_user_attr(held, "running", 2)
+    trials = storage.get_all_trials(study)
+    storage.set_trial_system_attr(held, "artifacts:0b5c", "{}")
+    for trial in trials:
+        trial.params, trial.distributions, trial.intermediate_values = {}, {}, {}
+        trial.user_attrs.pop("run", None)
+    assert [in_words(trial) for trial in storage.outcomes(study)] == [in_words(trial) for trial in trials]
+    assert storage.outcomes(12345) == []
+
+
 def test_times_are_those_of_this_machine(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()

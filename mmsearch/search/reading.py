@@ -38,6 +38,9 @@ REPORTS = (
 USER_ATTRS = ("trial_user_attributes", "trial_user_attribute_id", "key", "value_json")
 SYSTEM_ATTRS = ("trial_system_attributes", "trial_system_attribute_id", "key", "value_json")
 
+# What outcomes go without, beside parameters and reports: on what a trial was trained, and where its pictures are.
+ASIDE = "run", "artifacts:%"
+
 NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 FEW = 500  # trials that a query names one by one; databases limit how many
 
@@ -69,6 +72,13 @@ def read_trials(
         return _frozen(connection, rows)
 
 
+def read_outcomes(storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
+    """All trials of a study by their ids, without what is most of what there is to read: see `ASIDE`."""
+    with storage.engine.connect() as connection:
+        wanted = sa.select(TRIALS).where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.trial_id)
+        return _frozen(connection, connection.execute(wanted).all(), whole=False)
+
+
 def read_trial(storage: RDBStorage, trial_id: int) -> FrozenTrial:
     """A trial by its id, as `RDBStorage.get_trial` has it; raises `KeyError` where there is none."""
     with storage.engine.connect() as connection:
@@ -90,26 +100,26 @@ def read_silences(storage: RDBStorage, study_id: int) -> dict[int, float]:
         return {trial: (now - seen).total_seconds() for trial, seen in connection.execute(found)}
 
 
-def _frozen(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[FrozenTrial]:
-    """Trials of one study, whose rows are in the order of their ids, with all that belongs to them."""
+def _frozen(connection: sa.Connection, found: Sequence[sa.Row[Any]], *, whole: bool = True) -> list[FrozenTrial]:
+    """Trials of one study, whose rows are in the order of their ids; with all that belongs to them, if `whole`."""
     ids = [row.trial_id for row in found]  # what belongs to them is written before they are in their states
     study_id = found[0].study_id if found else -1
     values: dict[int, dict[int, float]] = defaultdict(dict)
     for trial, objective, value, kind in _rows(connection, VALUES, study_id, ids):
         values[trial][objective] = _number(value, kind)
     reports: dict[int, dict[int, float]] = defaultdict(dict)
-    for trial, step, value, kind in _rows(connection, REPORTS, study_id, ids):
+    for trial, step, value, kind in _rows(connection, REPORTS, study_id, ids) if whole else ():
         reports[trial][step] = _number(value, kind)
     known: dict[str, BaseDistribution] = {}
     distributions: dict[int, dict[str, BaseDistribution]] = defaultdict(dict)
     params: dict[int, dict[str, Any]] = defaultdict(dict)
-    for trial, name, value, text in _rows(connection, PARAMS, study_id, ids):
+    for trial, name, value, text in _rows(connection, PARAMS, study_id, ids) if whole else ():
         distribution = distributions[trial][name] = _distribution(text, known)
         params[trial][name] = distribution.to_external_repr(value)
     attributes: list[dict[int, dict[str, Any]]] = []
     for table in (USER_ATTRS, SYSTEM_ATTRS):
         held: dict[int, dict[str, Any]] = defaultdict(dict)
-        for trial, key, text in _rows(connection, table, study_id, ids):
+        for trial, key, text in _rows(connection, table, study_id, ids, brief=not whole):
             held[trial][key] = json.loads(text)
         attributes.append(held)
     user_attrs, system_attrs = attributes
@@ -132,24 +142,31 @@ def _frozen(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[Fro
     ]
 
 
-def _rows(connection: sa.Connection, named: tuple[str, ...], study_id: int, ids: list[int]) -> Iterable[Any]:
+def _rows(
+    connection: sa.Connection, named: tuple[str, ...], study_id: int, ids: list[int], *, brief: bool = False
+) -> Iterable[Any]:
     """The rows of one table in the order in which they were written; the first value of each is its trial's id."""
     if not ids:
         return ()
     if len(ids) > FEW:
-        return connection.execute(_asked(named, many=True), {"study": study_id, "first": ids[0]})
-    return connection.execute(_asked(named, many=False), {"ids": ids})
+        return connection.execute(_asked(named, many=True, brief=brief), {"study": study_id, "first": ids[0]})
+    return connection.execute(_asked(named, many=False, brief=brief), {"ids": ids})
 
 
 @cache
-def _asked(named: tuple[str, ...], *, many: bool) -> sa.Select[Any]:
-    """The statement that reads the rows of one table: of trials by their `ids`, or of a `study` from its `first` on."""
+def _asked(named: tuple[str, ...], *, many: bool, brief: bool) -> sa.Select[Any]:
+    """The statement that reads the rows of one table: of trials by their `ids`, or of a `study` from its `first` on.
+
+    Of attributes, where `brief`, not those that outcomes go without.
+    """
     name, key, *columns = named
     table = sa.table(name, *(sa.column(column) for column in ("trial_id", key, *columns)))
     within = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.study_id == sa.bindparam("study"), TRIALS.c.trial_id >= sa.bindparam("first")
     )
     theirs = table.c.trial_id.in_(within if many else sa.bindparam("ids", expanding=True))
+    if brief:
+        theirs &= sa.not_(sa.or_(*(table.c.key.like(pattern) for pattern in ASIDE)))
     return sa.select(table.c.trial_id, *(table.c[column] for column in columns)).where(theirs).order_by(table.c[key])
 
 

@@ -46,7 +46,7 @@ from mmsearch.search.database import (
     use_write_ahead_log,
 )
 from mmsearch.search.outage import Patient, is_locked, is_outage, persist, survives
-from mmsearch.search.reading import SYSTEM_ATTRS, read_silences, read_trial, read_trials
+from mmsearch.search.reading import SYSTEM_ATTRS, read_outcomes, read_silences, read_trial, read_trials
 from mmsearch.search.values import VIOLATED
 from mmsearch.search.writing import PlainWrites, Row, add_trial, end_trial, in_order, put_beat, put_rows, utc_now
 
@@ -278,6 +278,12 @@ class Storage(PlainWrites, RDBStorage, Patient):
         By the database's clock; SQLite's has whole seconds.
         """
         return read_silences(self, study_id)
+
+    @in_order
+    @survives
+    def outcomes(self, study_id: int) -> list[FrozenTrial]:
+        """All trials, by number, as `read_outcomes` reads them."""
+        return read_outcomes(self, study_id)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Write down that the trial's owner lives; not, and without a word, while the database is away."""

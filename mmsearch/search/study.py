@@ -92,6 +92,10 @@ class OpenStudy:
         """All trials, by number; to be read, not changed."""
         return self.optuna.get_trials(deepcopy=False)
 
+    def outcomes(self) -> list[FrozenTrial]:
+        """All trials, by number, without parameters, reports and provenance: what became of them is read sooner so."""
+        return self.storage.outcomes(self.id)
+
     def stored_fingerprint(self) -> dict[str, Any] | None:
         """What the study was begun with; None for a study that is not whole, or not ours."""
         found: dict[str, Any] | None = self.storage.get_study_system_attrs(self.id).get(FINGERPRINT)
@@ -199,7 +203,7 @@ class OpenStudy:
         """
         silences = self.storage.silences(self.id)
         found: list[tuple[int, int | None]] = []
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._running():
             owner = trial.system_attrs.get(OWNER, {})
             runs = still_runs(owner)
             patience = max(self.config.search.storage_timeout, owner.get(PATIENCE, 0))
@@ -238,16 +242,18 @@ class OpenStudy:
     def running(self) -> list[Running]:
         """The running trials, by number."""
         silences = self.storage.silences(self.id)
-        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [
             Running(trial.number, trial.system_attrs.get(OWNER, {}), trial.last_step, silences.get(trial._trial_id, 0))
-            for trial in trials
+            for trial in self._running()
         ]
 
     def running_of(self, worker: str) -> list[FrozenTrial]:
         """The running trials that a worker claimed, by its name."""
-        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if trial.system_attrs.get(OWNER, {}).get("worker") == worker]
+        return [trial for trial in self._running() if trial.system_attrs.get(OWNER, {}).get("worker") == worker]
+
+    def _running(self) -> list[FrozenTrial]:
+        """Not through the study, which reads all trials first."""
+        return self.storage.get_all_trials(self.id, deepcopy=False, states=(TrialState.RUNNING,))
 
     def ask_to_stop(self) -> None:
         """Ask every launcher of the study, on any machine, to stop."""
