@@ -164,7 +164,7 @@ def _asked(named: tuple[str, ...], *, many: bool, brief: bool) -> sa.Select[Any]
     within = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.study_id == sa.bindparam("study"), TRIALS.c.trial_id >= sa.bindparam("first")
     )
-    theirs = table.c.trial_id.in_(within if many else sa.bindparam("ids", expanding=True))
+    theirs: sa.ColumnElement[bool] = table.c.trial_id.in_(within if many else sa.bindparam("ids", expanding=True))
     if brief:
         theirs &= sa.not_(sa.or_(*(table.c.key.like(pattern) for pattern in ASIDE)))
     return sa.select(table.c.trial_id, *(table.c[column] for column in columns)).where(theirs).order_by(table.c[key])
