@@ -57,15 +57,16 @@ def read_trials(
     Where `trial_id_greater_than` is not -1, these are the trials with greater ids, and the included ones. Raises
     `KeyError` where there is no such study.
     """
-    trial_id = TRIALS.c.trial_id
-    wanted = TRIALS.c.study_id == study_id
-    if isinstance(states, Iterable):
-        wanted &= TRIALS.c.state.in_(states)
     included = {held for held in included_trial_ids if held <= trial_id_greater_than}
-    if len(included) <= FEW and trial_id_greater_than > -1:
-        wanted &= (trial_id > trial_id_greater_than) | trial_id.in_(included)
+    named = len(included) <= FEW and trial_id_greater_than > -1
+    given = (
+        {"study": study_id, "after": trial_id_greater_than, "included": [*included]} if named else {"study": study_id}
+    )
+    wanted = _wanted(named=named)
+    if isinstance(states, Iterable):
+        wanted = wanted.where(TRIALS.c.state.in_(states))
     with storage.engine.connect() as connection:
-        found = connection.execute(sa.select(TRIALS).where(wanted).order_by(trial_id))
+        found = connection.execute(wanted, given)
         rows = [row for row in found if row.trial_id > trial_id_greater_than or row.trial_id in included]
         if not rows and connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id)).first() is None:
             raise KeyError(f"there is no study {study_id}")
@@ -75,8 +76,7 @@ def read_trials(
 def read_outcomes(storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
     """All trials of a study by their ids, without what is most of what there is to read: see `ASIDE`."""
     with storage.engine.connect() as connection:
-        wanted = sa.select(TRIALS).where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.trial_id)
-        return _frozen(connection, connection.execute(wanted).all(), whole=False)
+        return _frozen(connection, connection.execute(_wanted(named=False), {"study": study_id}).all(), whole=False)
 
 
 def read_trial(storage: RDBStorage, trial_id: int) -> FrozenTrial:
@@ -151,6 +151,16 @@ def _rows(
     if len(ids) > FEW:
         return connection.execute(_asked(named, many=True, brief=brief), {"study": study_id, "first": ids[0]})
     return connection.execute(_asked(named, many=False, brief=brief), {"ids": ids})
+
+
+@cache
+def _wanted(*, named: bool) -> sa.Select[Any]:
+    """The statement that reads the trials of a `study`; where `named`, those with ids `after` one, or `included`."""
+    wanted = sa.select(TRIALS).where(TRIALS.c.study_id == sa.bindparam("study")).order_by(TRIALS.c.trial_id)
+    if not named:
+        return wanted
+    included = TRIALS.c.trial_id.in_(sa.bindparam("included", expanding=True))
+    return wanted.where((TRIALS.c.trial_id > sa.bindparam("after")) | included)
 
 
 @cache

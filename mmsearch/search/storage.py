@@ -21,7 +21,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -48,7 +48,7 @@ from mmsearch.search.database import (
 from mmsearch.search.outage import Patient, is_locked, is_outage, persist, survives
 from mmsearch.search.reading import SYSTEM_ATTRS, read_outcomes, read_silences, read_trial, read_trials
 from mmsearch.search.values import VIOLATED
-from mmsearch.search.writing import PlainWrites, Row, add_trial, end_trial, in_order, put_beat, put_rows, utc_now
+from mmsearch.search.writing import PlainWrites, Row, add_trial, end_trial, in_order, once_a_block, put_beat, put_rows
 
 OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last, and by which call
 QUEUED = "mmsearch:queued"  # system attribute of a trial: by which call it was queued
@@ -83,6 +83,7 @@ class Storage(PlainWrites, RDBStorage, Patient):
         self.budget: int | None = None
         self.owner: dict[str, Any] | None = None
         self.slots: int | None = None
+        self._full = False  # when this process last looked
         self._claims: dict[int, dict[str, Any]] = {}  # of this process: OWNER by the trial's id
         if not create:
             must_be_made(url)
@@ -160,7 +161,7 @@ class Storage(PlainWrites, RDBStorage, Patient):
             swapped = session.execute(
                 sa.update(models.TrialModel)
                 .where(models.TrialModel.trial_id == trial_id, models.TrialModel.state == TrialState.WAITING)
-                .values(state=TrialState.RUNNING, _datetime_start_utc=utc_now())
+                .values(state=TrialState.RUNNING, _datetime_start_utc=datetime.now(UTC).replace(tzinfo=None))
                 .execution_options(synchronize_session=False)
             )
             if not swapped.rowcount:  # type: ignore[attr-defined]
@@ -329,8 +330,8 @@ class Storage(PlainWrites, RDBStorage, Patient):
     def _enter(self, study_id: int, session: Session, counted: tuple[TrialState, ...] = ()) -> Any:
         """Lock a study that has room; returns the trial that an earlier attempt of this call has made or claimed."""
         made = None
-        if not self._call.again:
-            self._must_have_room(study_id, session, counted)  # whoever polls for a place takes no lock
+        if self._full and not self._call.again:  # whoever polls for a place takes no lock
+            self._must_have_room(study_id, session, counted)
         self._lock_study(study_id, session)
         if self._call.again:
             attribute = models.TrialSystemAttributeModel
@@ -367,7 +368,8 @@ class Storage(PlainWrites, RDBStorage, Patient):
                 models.TrialModel.study_id == study_id, models.TrialModel.state.in_(counted)
             )
         ).scalar_one()
-        if taken >= self.budget:
+        self._full = taken >= self.budget
+        if self._full:
             raise BudgetExhausted(taken)
 
     def _free_slot(self, study_id: int, session: Session) -> int | None:
@@ -407,7 +409,7 @@ class Storage(PlainWrites, RDBStorage, Patient):
             session.execute(reported.execution_options(synchronize_session=False))
 
 
-_plain: dict[str, Callable[..., Any]] = {"get_trial": read_trial, "_get_trials": read_trials}
+_plain: dict[str, Callable[..., Any]] = {"get_trial": read_trial, "_get_trials": once_a_block(read_trials)}
 for _name in (*REPEATABLE, *_plain):
     setattr(Storage, _name, in_order(survives(_plain.get(_name) or getattr(RDBStorage, _name))))
 setattr(Storage, "_set_trial_param", Storage.put_param)  # noqa: B010
