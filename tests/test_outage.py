@@ -22,7 +22,7 @@ from servers import Proxy, Server, free_port, later, serving
 
 from mmsearch.errors import StorageError, StorageLost, UsageError
 from mmsearch.search.database import CREATION_LOCK, creation_lock
-from mmsearch.search.outage import is_outage, is_refusal, storage_error
+from mmsearch.search.outage import is_outage, is_refusal, persist, storage_error
 from mmsearch.search.storage import SLOT, Storage, open_storage
 
 
@@ -428,6 +428,21 @@ def test_what_postgresql_s_states_mean(state: str, outage: bool, refusal: bool) 
     wrapped.__cause__ = error
     for found in (error, wrapped):
         assert (is_outage(found), is_refusal(found)) == (outage, refusal)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.64, 1.0])
+def test_however_the_attempts_fall_an_outage_is_told(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "mmsearch.search.outage.random.uniform", lambda low, high: share
+    )  # 0.64: attempts after 0.99 s and 2.02 s
+    told: list[str] = []
+
+    def fails() -> None:
+        raise broken(sqlite3.SQLITE_BUSY)
+
+    with pytest.raises(StorageLost):
+        persist(fails, "sqlite:///a.db", patience=2, on_outage=told.append)
+    assert [text.split(" (")[0] for text in told] == ["the storage is away"]
 
 
 def test_what_follows_from_a_lost_connection_is_an_outage_too() -> None:

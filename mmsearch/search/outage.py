@@ -206,7 +206,8 @@ def persist(
             told = True
             on_outage(f"the storage is away ({words}); waiting for it, {patience:.0f} s at most")
         again()
-        time.sleep(min(delay * random.uniform(0.5, 1.0), patience - away))
+        until = patience if told else min(patience, QUIET_S)  # so that it is always told
+        time.sleep(min(delay * random.uniform(0.5, 1.0), until - away))
         delay = min(2 * delay, LAST_DELAY_S)
 
 
