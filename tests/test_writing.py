@@ -114,29 +114,6 @@ def test_whoever_reads_or_ends_a_trial_in_a_block_finds_what_was_set(storage: St
     assert study.trials[0].state == TrialState.COMPLETE
 
 
-def test_a_block_reads_the_trials_once_until_something_is_set(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
-    trial, other = study.ask(), study.ask()
-    statements: list[str] = []
-
-    def said(connection: object, cursor: object, statement: str, *rest: object) -> None:
-        statements.append(statement)
-
-    sa.event.listen(storage.engine, "before_cursor_execute", said)
-    with storage.together():
-        first = storage.get_all_trials(study._study_id, deepcopy=False)
-        asked = len(statements)
-        assert storage.get_all_trials(study._study_id, deepcopy=False) == first
-        assert storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)) == []
-        assert len(statements) > asked  # which is another question
-        asked = len(statements)
-        storage.set_trial_user_attr(other._trial_id, "a", 1)
-        assert storage.get_all_trials(study._study_id, deepcopy=False)[1].user_attrs == {"a": 1}
-        assert len(statements) > asked
-    trial.set_user_attr("b", 2)
-    assert [held.user_attrs for held in storage.get_all_trials(study._study_id)] == [{"b": 2}, {"a": 1}]
-
-
 def test_of_a_block_that_raises_nothing_is_written(storage: Storage) -> None:
     trial = optuna.create_study(storage=storage).ask()
 

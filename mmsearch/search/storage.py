@@ -21,7 +21,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -48,7 +48,7 @@ from mmsearch.search.database import (
 from mmsearch.search.outage import Patient, is_locked, is_outage, persist, survives
 from mmsearch.search.reading import SYSTEM_ATTRS, read_outcomes, read_silences, read_trial, read_trials
 from mmsearch.search.values import VIOLATED
-from mmsearch.search.writing import PlainWrites, Row, add_trial, end_trial, in_order, once_a_block, put_beat, put_rows
+from mmsearch.search.writing import PlainWrites, Row, add_trial, end_trial, in_order, put_beat, put_rows, utc_now
 
 OWNER = "mmsearch:owner"  # system attribute of a trial: who claimed it last, and by which call
 QUEUED = "mmsearch:queued"  # system attribute of a trial: by which call it was queued
@@ -161,7 +161,7 @@ class Storage(PlainWrites, RDBStorage, Patient):
             swapped = session.execute(
                 sa.update(models.TrialModel)
                 .where(models.TrialModel.trial_id == trial_id, models.TrialModel.state == TrialState.WAITING)
-                .values(state=TrialState.RUNNING, _datetime_start_utc=datetime.now(UTC).replace(tzinfo=None))
+                .values(state=TrialState.RUNNING, _datetime_start_utc=utc_now())
                 .execution_options(synchronize_session=False)
             )
             if not swapped.rowcount:  # type: ignore[attr-defined]
@@ -409,7 +409,7 @@ class Storage(PlainWrites, RDBStorage, Patient):
             session.execute(reported.execution_options(synchronize_session=False))
 
 
-_plain: dict[str, Callable[..., Any]] = {"get_trial": read_trial, "_get_trials": once_a_block(read_trials)}
+_plain: dict[str, Callable[..., Any]] = {"get_trial": read_trial, "_get_trials": read_trials}
 for _name in (*REPEATABLE, *_plain):
     setattr(Storage, _name, in_order(survives(_plain.get(_name) or getattr(RDBStorage, _name))))
 setattr(Storage, "_set_trial_param", Storage.put_param)  # noqa: B010

@@ -75,7 +75,7 @@ class PlainWrites:
         if self._held is not None:
             yield
             return
-        self._waiting.rows, self._waiting.read = [], {}
+        self._waiting.rows = []
         try:
             yield
             self.write_held()
@@ -124,7 +124,6 @@ class PlainWrites:
     def _put(self, row: Row) -> None:
         if self._held is not None:
             self._held.append(row)
-            self._waiting.read.clear()
         else:
             self._write_rows([row])
 
@@ -217,24 +216,6 @@ def _upsert(database: str, named: tuple[str, ...]) -> Any:
 def _beat(database: str) -> Any:
     statement = INSERT[database](HEARTBEATS).values(heartbeat=sa.func.now())
     return statement.on_conflict_do_update(index_elements=("trial_id",), set_={"heartbeat": sa.func.now()})
-
-
-def once_a_block(method: Method) -> Method:
-    """Let a method of `PlainWrites` that reads answer equal calls of a block as the first, until something is set.
-
-    Before it proposes anything, a sampler asks for the trials once for each group of parameters.
-    """
-
-    @wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._held is None:
-            return method(self, *args, **kwargs)
-        known, asked = self._waiting.read, repr((args, kwargs))
-        if asked not in known:
-            known[asked] = method(self, *args, **kwargs)
-        return known[asked]
-
-    return cast(Method, call)
 
 
 def in_order(method: Method) -> Method:
