@@ -20,7 +20,7 @@ from mmsearch.results.markup import escape_markdown, markdown_table
 from mmsearch.results.scores import FEW_MISTAKES, few_mistakes, little_gain, scored_split
 from mmsearch.search.progress import duration, plural
 from mmsearch.search.study import OpenStudy
-from mmsearch.search.values import all_in_words
+from mmsearch.search.values import RUN, all_in_words
 from mmsearch.spaces import extent
 
 ROWS = {
@@ -253,7 +253,7 @@ def _search(opened: OpenStudy, metrics: dict[str, Any]) -> Iterator[str]:
     states = Counter(trial.state.name.lower() for trial in trials)
     seconds = sum(trial.duration.total_seconds() for trial in trials if trial.duration is not None)
     machines = sorted(
-        {str(run["hardware"]) for trial in trials if "hardware" in (run := trial.user_attrs.get("run", {}))}
+        {str(run["hardware"]) for trial in trials if "hardware" in (run := trial.user_attrs.get(RUN, {}))}
     )
     pruner = config.search.pruner if len(opened.metrics) == 1 else "none"
     yield (

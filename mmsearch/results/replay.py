@@ -19,11 +19,11 @@ from mmsearch.search.progress import plural
 from mmsearch.search.space import restore
 from mmsearch.search.storage import SEED
 from mmsearch.search.study import OpenStudy, open_study
+from mmsearch.search.values import RUN
 from mmsearch.training.device import choose_device, use_threads
 from mmsearch.training.fit import EpochResult
 from mmsearch.training.provenance import code_digest, hardware, versions
 
-RUN = "run"  # user attribute of a trial: what its numbers depend on besides its configuration
 MEASURED = ("latency_ms",)  # metrics that are another number each time
 REPORTED = "reported"  # to the pruner: the leading metric of an epoch, or of a fold's best
 

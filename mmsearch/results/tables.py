@@ -17,7 +17,7 @@ from mmsearch.results.formats import to_csv, to_json, to_parquet
 from mmsearch.results.markup import markdown_table, tex_table
 from mmsearch.search.storage import FAIL_REASON, OWNER
 from mmsearch.search.study import OpenStudy
-from mmsearch.search.values import METRICS, VIOLATED, in_words, keeps_to_constraints
+from mmsearch.search.values import METRICS, RUN, VIOLATED, in_words, keeps_to_constraints
 
 FORMATS = ("csv", "json", "md", "tex")  # those of text; `parquet_table` makes the other
 COLUMNS = ("number", "state", "value", "duration_s", "epochs", "best_epoch")
@@ -93,7 +93,7 @@ def _reason(trial: FrozenTrial) -> str | None:
 
 def _origin(trial: FrozenTrial) -> dict[str, Any]:
     """The columns of `ON_DEMAND`."""
-    run, owner = trial.user_attrs.get("run", {}), trial.system_attrs.get(OWNER, {})
+    run, owner = trial.user_attrs.get(RUN, {}), trial.system_attrs.get(OWNER, {})
     times = {"started": trial.datetime_start, "finished": trial.datetime_complete}
     known = {
         **{name: None if time is None else time.astimezone(UTC) for name, time in times.items()},  # they are local

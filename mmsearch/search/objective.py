@@ -29,7 +29,7 @@ from mmsearch.search.folds import Preparation, TrialTraining, trial_seed
 from mmsearch.search.samplers import first_step
 from mmsearch.search.space import suggest
 from mmsearch.search.storage import BASELINE, SEED
-from mmsearch.search.values import METRICS, VIOLATED, in_words
+from mmsearch.search.values import METRICS, RUN, VIOLATED, in_words
 from mmsearch.training.checkpoints import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from mmsearch.training.device import memory_told
 from mmsearch.training.fit import EpochResult
@@ -192,7 +192,7 @@ class Objective:
                 "code": code_digest(),
                 "versions": versions(),
             }
-            trial.set_user_attr("run", run)
+            trial.set_user_attr(RUN, run)
             if trial.user_attrs.get(AUDITED):  # of an attempt that was handed back
                 trial.set_user_attr(AUDITED, None)
         with self.clock.spent(MODELS):
@@ -243,7 +243,7 @@ class Objective:
         if segments or any(attempt.run[key] != value for key, value in before.items()):
             epochs = sum(map(len, attempt.training.results))
             attempt.run["before"] = [*segments, {"epochs": epochs, **before}]
-            attempt.trial.set_user_attr("run", attempt.run)
+            attempt.trial.set_user_attr(RUN, attempt.run)
 
     def _train(self, attempt: _Attempt, log: TextIO) -> None:
         """Train what is left."""

@@ -19,6 +19,8 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from mmsearch.search.values import RUN
+
 # Optuna's tables, as far as they are read; tests compare what is made of them with what Optuna makes.
 STUDIES = sa.table("studies", sa.column("study_id"))
 TRIALS = sa.table(
@@ -39,7 +41,7 @@ USER_ATTRS = ("trial_user_attributes", "trial_user_attribute_id", "key", "value_
 SYSTEM_ATTRS = ("trial_system_attributes", "trial_system_attribute_id", "key", "value_json")
 
 # What outcomes go without, beside parameters and reports: on what a trial was trained, and where its pictures are.
-ASIDE = "run", "artifacts:%"
+ASIDE = RUN, "artifacts:%"
 
 NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 FEW = 500  # trials that a query names one by one; databases limit how many

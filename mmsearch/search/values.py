@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmsearch.errors import UsageError
 
+RUN = "run"  # user attribute of a trial: what its numbers depend on besides its configuration
 METRICS = "metrics"  # user attribute of a trial: the value of each metric of the study and its constraints
 VIOLATED = "violated"  # user attribute of a trial: which constraints it violates, and by which values; may be empty
 MEMORY = "memory"  # the constraint of a trial that ran out of memory, which violates it by 1

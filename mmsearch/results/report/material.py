@@ -17,6 +17,7 @@ from mmsearch.data.splits import validation_splits
 from mmsearch.results.report.content import Text
 from mmsearch.search.storage import OWNER
 from mmsearch.search.study import Counts
+from mmsearch.search.values import RUN
 
 if TYPE_CHECKING:
     from mmsearch.results.ablation import Ablation
@@ -88,14 +89,14 @@ class Searched:
 
     def hardware(self) -> Counter[tuple[str, str, int]]:
         """How many trials trained on which hardware: its name, the device and the number of threads."""
-        runs = [trial.user_attrs["run"] for trial in self.trials if "run" in trial.user_attrs]
+        runs = [trial.user_attrs[RUN] for trial in self.trials if RUN in trial.user_attrs]
         return Counter((run["hardware"], run["device"].partition(":")[0], run["threads"]) for run in runs)
 
     def versions(self) -> dict[str, list[str]]:
         """The versions of Python and of each library that trials ran with."""
         found: dict[str, list[str]] = {}
         for trial in self.trials:
-            for name, version in trial.user_attrs.get("run", {}).get("versions", {}).items():
+            for name, version in trial.user_attrs.get(RUN, {}).get("versions", {}).items():
                 if version not in found.setdefault(name, []):
                     found[name].append(version)
         return found
