@@ -6,10 +6,11 @@
 
 DATA is a folder in the zenodo layout; noise is added to it (deviations of 0.5 of a pixel, 1.0 of a coefficient), so
 that models differ. A family is the base, two small dense encoders side by side, with one choice of the study file
-changed. Both precisions train on the same rows with the same seed, the best epoch on the validation rows counts, and
-all scores are computed in float32. A step's cost is CPU time without validation, of one thread on a processor and of
-the whole machine's wait on a GPU, from epochs of the two precisions in turn. What was done is kept in FOLDER, and not
-done again while all that it depends on is the same. The results go to FILE, and as a Markdown table to standard output.
+changed. Both precisions train on the same rows with the same seed, and the best epoch on the validation rows counts,
+which are scored in the precision that was trained in. A step's cost is CPU time without validation, of one thread on a
+processor and of the whole machine's wait on a GPU, from epochs of the two precisions in turn. What was done is kept in
+FOLDER, and not done again while all that it depends on is the same. The results go to FILE, and as a Markdown table to
+standard output.
 """
 
 from __future__ import annotations

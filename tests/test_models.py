@@ -15,6 +15,7 @@ from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
 from mmsearch.models.fusion import WeightedLogits
 from mmsearch.models.layers import ACTIVATIONS, MONOTONE, Conv1d, Dropout, DropPath
+from mmsearch.models.pooling import MaxPool2d
 from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Encoder, Fusion, register
 from mmsearch.spaces import Choices, Fixed, Range, Space
 
@@ -199,9 +200,26 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     assert rows.grad is not None
     assert torch.equal(rows.grad != 0, kept)
     assert 1.97 < out.mean() < 2.03
-    assert drop(rows.detach().bfloat16()).dtype == torch.bfloat16
     assert not Dropout(1.0)(rows).any()
     assert torch.equal(drop.eval()(rows), rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", [0.001, 0.25, 0.5, 0.9])
+def test_dropout_draws_each_number_by_itself_in_any_precision(rate: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows = torch.ones(401, 7, 9, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    out = Dropout(rate)(rows)
+    assert out.dtype == dtype
+    assert out.stride() == rows.stride()
+    kept = (out != 0).double()
+    assert torch.equal(out[out != 0].unique(), torch.tensor([1 / (1 - rate)], dtype=dtype))
+    spread = (rate * (1 - rate) / kept.numel()) ** 0.5
+    assert abs(1 - kept.mean() - rate) < 4 * spread
+    along = kept.permute(0, 2, 3, 1).flatten() - (1 - rate)  # as they lie in memory: several are of one drawn number
+    for apart in (1, 2, 3, 4):
+        together = (along[apart:] * along[:-apart]).mean() / (rate * (1 - rate))
+        assert abs(together) < 4 / kept.numel() ** 0.5
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -227,7 +245,7 @@ def test_pooling_may_precede_what_only_rises(name: str) -> None:
     assert isinstance(activation, MONOTONE) == rises
     image = build_model(configuration(image__encoder="cnn", image__cnn__activation=name), SHAPES).image_encoder
     kinds = [type(module) for module in image.modules()]
-    first = [kinds.index(kind) for kind in (torch.nn.MaxPool2d, type(activation))]
+    first = [kinds.index(kind) for kind in (MaxPool2d, type(activation))]
     assert (first[0] < first[1]) == rises
 
 

@@ -26,12 +26,12 @@ from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import MultimodalClassifier, build_model
 from mmsearch.spaces import Fixed, Space
 from mmsearch.training.batches import _RESIDENT, Batches, resident
-from mmsearch.training.fit import EpochResult, evaluate, fit, predict_logits, seed_everything
+from mmsearch.training.fit import EpochResult, Scores, evaluate, fit, predict_logits, seed_everything
 from mmsearch.training.latency import latency_ms
 from mmsearch.training.losses import LOSSES, class_weights, cross_entropy, focal, weight_matrices
 from mmsearch.training.metrics import Confusion, accuracy, macro_f1
 from mmsearch.training.optimisers import OPTIMISERS, SCHEDULES, build_optimiser, build_schedule
-from mmsearch.training.precision import Computed
+from mmsearch.training.precision import Computed, autocast_for
 
 CPU = torch.device("cpu")
 
@@ -403,7 +403,7 @@ def test_evaluation_leaves_the_model_as_it_is(dataset: Dataset) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_lower_precision_trains_as_well_and_keeps_weights_and_scores_in_float32(dataset: Dataset) -> None:
+def test_lower_precision_trains_as_well_validates_itself_and_keeps_weights_in_float32(dataset: Dataset) -> None:
     hyperparameters = configuration(image__encoder="cnn", audio__encoder="conv1d", optimizer__lr=3e-3)
     fitted, valid = holdout(dataset, 0.2, 0)
     scores = {}
@@ -414,6 +414,11 @@ def test_lower_precision_trains_as_well_and_keeps_weights_and_scores_in_float32(
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert results[-1].valid is not None
         scores[precision] = results[-1].valid
+        within = autocast_for(precision, hyperparameters, CPU)
+        assert Scores.of(evaluate(model, Batches(valid, CPU), within)) == results[-1].valid
+        exact = Scores.of(evaluate(model, Batches(valid, CPU)))
+        assert (exact == results[-1].valid) == (precision == "float32")
+        assert exact.loss == pytest.approx(results[-1].valid.loss, rel=0.01)
     assert scores["float32"] != scores["bfloat16"]
     assert scores["bfloat16"].macro_f1 == pytest.approx(scores["float32"].macro_f1, abs=0.06)
     assert scores["bfloat16"].macro_f1 > 0.8

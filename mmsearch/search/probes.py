@@ -146,7 +146,7 @@ class Prober:
         if steps > WARM_STEPS:
             training = self._fit(model, _again(rows, steps * size), hyperparameters)
             warm = next(training).seconds / steps
-        valid_s = self._evaluate(model, rows)
+        valid_s = self._evaluate(model, rows, training.lower)
         started = time.perf_counter()
         checkpoint = self._checkpoint(training)
         names = (*self.config.study.metrics, *(constraint.metric for constraint in self.config.constraints))
@@ -177,14 +177,14 @@ class Prober:
             precision=search.precision,
         )
 
-    def _evaluate(self, model: MultimodalClassifier, rows: Split) -> float:
+    def _evaluate(self, model: MultimodalClassifier, rows: Split, precision: torch.autocast) -> float:
         """Seconds a row."""
         some = min(EVALUATION_ROWS, self.rows[1])
         batches = Batches(_again(rows, some), self.device)
-        evaluate(model, batches).loss()  # which waits for a GPU
+        evaluate(model, batches, precision).loss()  # which waits for a GPU
         started, done = time.perf_counter(), 0
         while done == 0 or time.perf_counter() - started < self.seconds / 3:
-            evaluate(model, batches).loss()
+            evaluate(model, batches, precision).loss()
             done += some
         return (time.perf_counter() - started) / done
 

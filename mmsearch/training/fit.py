@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,8 +49,8 @@ class EpochResult:
     `train` is a running mean over the epoch's batches, as the model was while it learned: with dropout and augmented
     rows (under mixup, scored by the greater part's class), and of the loss that is minimised, class weights and
     smoothing included, penalties of the weights not. `valid` is measured after the epoch, without dropout, by plain
-    cross-entropy; None where there are no validation rows. `seconds` is the time of both; `lr` the learning rate of the
-    last step.
+    cross-entropy, in the precision of the training steps; None where there are no validation rows. `seconds` is the
+    time of both; `lr` the learning rate of the last step.
     """
 
     epoch: int
@@ -97,8 +98,8 @@ def fit(
     schedule spans `horizon` epochs (default: `epochs`), so that a retraining can stop early on the same schedule.
     With `ema.decay`, what is scored, and what the model holds after each epoch and at the end, are the averaged
     weights. Parameters named in `frozen` stay as they are in the first `transfer.freeze_epochs` epochs.
-    `precision` "bfloat16" computes training steps in bfloat16 where that is safe (torch's autocast), and "auto" where
-    that is faster; weights, loss and all scores stay in float32.
+    `precision` "bfloat16" computes training steps, and the logits of the validation rows, in bfloat16 where that is
+    safe (torch's autocast), and "auto" where that is faster; weights, gradients and losses stay in float32.
     Same seed, machine and number of threads: same numbers. Its iteration raises `LossNotFinite`.
     """
     model.to(device)
@@ -167,7 +168,7 @@ class Training(Iterator[EpochResult]):
         seen, lr = self._train(epoch)
         scores = None
         if self.held_out is not None:
-            counted = evaluate(self.model, self.held_out)
+            counted = evaluate(self.model, self.held_out, self.lower)
             scores, self.confusion = Scores.of(counted), counted.matrix()
             _must_be_finite(scores.loss, "validation", epoch)
             lower = scores.loss < self.lowest
@@ -252,17 +253,19 @@ def _set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def evaluate(model: MultimodalClassifier, batches: Batches) -> Confusion:
+def evaluate(model: MultimodalClassifier, batches: Batches, precision: torch.autocast | None = None) -> Confusion:
     """Loss and confusion matrix of labelled rows, without dropout and without gradients.
 
-    The loss is plain cross-entropy, so that trials with different class weights or label smoothing compare.
+    The loss is plain cross-entropy, so that trials with different class weights or label smoothing compare. Logits are
+    computed within `precision`, by default in float32.
     """
     model.eval()
     seen = Confusion(model.shapes.classes, batches.rows.device)
     with torch.inference_mode():
         for batch in batches.in_order():
             assert batch.label is not None
-            logits = model(batch.image, batch.audio)
+            with precision or nullcontext():
+                logits = model(batch.image, batch.audio).float()
             seen.add(logits, batch.label, functional.cross_entropy(logits, batch.label))
     return seen
 

@@ -1,4 +1,4 @@
-"""In which precision a training step computes: float32, or bfloat16 where the device has it and nothing is lost."""
+"""In which precision a training computes: float32, or bfloat16 where the device has it and nothing is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def autocast_for(precision: Precision, hyperparameters: Hyperparameters, device: torch.device) -> torch.autocast:
-    """The context of a training step's forward pass; weights, gradients, loss and all scores stay in float32."""
+    """The context of the forward passes of training and validation; weights, gradients and losses stay in float32."""
     lower = computed_in(precision, hyperparameters, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=lower)
 
