@@ -15,7 +15,6 @@ from mmsearch.hyperparameters import TABLE, Hyperparameters, Value
 from mmsearch.models.factory import build_model
 from mmsearch.models.fusion import WeightedLogits
 from mmsearch.models.layers import ACTIVATIONS, MONOTONE, Conv1d, Dropout, DropPath
-from mmsearch.models.pooling import MaxPool2d
 from mmsearch.models.registry import AUDIO_ENCODERS, FUSIONS, IMAGE_ENCODERS, Encoder, Fusion, register
 from mmsearch.spaces import Choices, Fixed, Range, Space
 
@@ -245,7 +244,7 @@ def test_pooling_may_precede_what_only_rises(name: str) -> None:
     assert isinstance(activation, MONOTONE) == rises
     image = build_model(configuration(image__encoder="cnn", image__cnn__activation=name), SHAPES).image_encoder
     kinds = [type(module) for module in image.modules()]
-    first = [kinds.index(kind) for kind in (MaxPool2d, type(activation))]
+    first = [kinds.index(kind) for kind in (torch.nn.MaxPool2d, type(activation))]
     assert (first[0] < first[1]) == rises
 
 

@@ -1,19 +1,13 @@
-"""Max-pooling by 2: the numbers and the gradients of torch's own, and torch's own in what is exported."""
+"""Max-pooling of sequences: the numbers and the gradients of torch's own, and torch's own in what is exported."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmsearch.models.pooling import MaxPool2d
-
-
-def windows(dimensions: int) -> tuple[int, int]:
-    """What is pooled of images, and of sequences that lie as images of one line."""
-    return (2, 2) if dimensions == 2 else (1, 2)
+from mmsearch.models.pooling import MaxPool1d
 
 
 def drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
@@ -23,52 +17,46 @@ def drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
 
 
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(2, 9), st.integers(2, 9)),
-    dimensions=st.sampled_from((1, 2)),
+    rows=st.integers(1, 3),
+    channels=st.integers(1, 40),
+    steps=st.integers(2, 19),
     dtype=st.sampled_from((torch.float32, torch.bfloat16)),
     seed=st.integers(0, 1000),
 )
 @settings(deadline=None)
-def test_numbers_and_gradients_are_torchs(
-    shape: tuple[int, int, int, int], dimensions: int, dtype: torch.dtype, seed: int
-) -> None:
-    shape = shape if dimensions == 2 else (*shape[:2], 1, shape[3])
-    pool, reference = MaxPool2d(dimensions), nn.MaxPool2d(windows(dimensions))
-    ours, theirs = (drawn(shape, seed, dtype).requires_grad_() for _ in range(2))
-    found, wanted = pool(ours), reference(theirs)
+def test_numbers_and_gradients_are_torchs(rows: int, channels: int, steps: int, dtype: torch.dtype, seed: int) -> None:
+    ours, theirs = (drawn((rows, channels, 1, steps), seed, dtype).requires_grad_() for _ in range(2))
+    found, wanted = MaxPool1d()(ours), nn.MaxPool2d((1, 2))(theirs)
     assert torch.equal(found, wanted)
     assert found.is_contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        assert torch.equal(pool(ours), wanted)
+        assert torch.equal(MaxPool1d()(ours), wanted)
     weights = drawn(tuple(wanted.shape), seed + 1, dtype)
-    for one in (found, wanted):
-        one.backward(weights)
+    found.backward(weights)
+    wanted.backward(weights)
     assert ours.grad is not None
     assert theirs.grad is not None
-    if dtype == torch.float32:
-        assert torch.equal(ours.grad, theirs.grad)
-    else:  # of equal numbers another may have the gradient, never two
-        assert torch.equal((ours.grad != 0).sum(), (theirs.grad != 0).sum())
-        assert torch.equal(ours.grad.double().sum(), theirs.grad.double().sum())
+    assert torch.equal(ours.grad, theirs.grad)
+    assert ours.grad.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2])
-def test_of_equal_numbers_one_has_the_gradient_and_what_is_left_over_none(dimensions: int) -> None:
-    rows = torch.zeros(2, 8, 5 if dimensions == 2 else 1, 5).contiguous(memory_format=torch.channels_last)
-    rows.requires_grad_()
-    MaxPool2d(dimensions)(rows).sum().backward()
+def test_of_equal_numbers_the_first_has_the_gradient_and_what_is_left_over_none() -> None:
+    rows = torch.zeros(2, 8, 1, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    MaxPool1d()(rows).sum().backward()
     assert rows.grad is not None
-    high, wide = windows(dimensions)
-    pooled = rows.grad[:, :, : 4 if high == 2 else 1, :4].unfold(2, high, high).unfold(3, wide, wide)
-    assert torch.equal(pooled.sum((-1, -2)), torch.ones(pooled.shape[:4]))
-    assert not rows.grad[..., 4].any()
-    assert dimensions == 1 or not rows.grad[:, :, 4].any()
+    assert torch.equal(rows.grad, torch.tensor([1.0, 0, 1, 0, 0]).expand(2, 8, 1, 5))
+
+
+def test_what_is_not_a_number_is_not_lost() -> None:
+    rows = torch.tensor([0, torch.nan, torch.nan, 0, 1, 2]).reshape(1, 1, 1, 6)
+    assert MaxPool1d()(rows.requires_grad_()).isnan().flatten().tolist() == [True, True, False]
 
 
 def test_an_activation_may_write_on_what_was_pooled() -> None:
-    rows = torch.randn(4, 1, 9, 9)
+    rows = torch.randn(4, 1, 1, 9)
     layers = [
-        nn.Sequential(nn.Conv2d(1, 8, 3), pool, nn.ReLU(inplace=True)) for pool in (MaxPool2d(2), nn.MaxPool2d(2))
+        nn.Sequential(nn.Conv2d(1, 8, (1, 3)), pool, nn.ReLU(inplace=True))
+        for pool in (MaxPool1d(), nn.MaxPool2d((1, 2)))
     ]
     layers[1].load_state_dict(layers[0].state_dict())
     for each in layers:
@@ -81,10 +69,10 @@ def test_an_activation_may_write_on_what_was_pooled() -> None:
 
 
 def test_other_layouts_and_exported_models_have_torchs_own() -> None:
-    rows = torch.randn(2, 8, 6, 6)
-    assert torch.equal(MaxPool2d(2)(rows), nn.MaxPool2d(2)(rows))
+    rows = torch.randn(2, 8, 1, 6)
+    assert torch.equal(MaxPool1d()(rows), nn.MaxPool2d((1, 2))(rows))
     last = rows.contiguous(memory_format=torch.channels_last)
-    exported = torch.export.export(MaxPool2d(2).eval(), (last,))
+    exported = torch.export.export(MaxPool1d().eval(), (last,))
     assert [str(node.target) for node in exported.graph.nodes if node.op == "call_function"] == [
         "aten.max_pool2d.default"
     ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmsearch.models.layers import MONOTONE, Dropout, Positions, ResidualBlock, attention, convolution, dense, dropout
-from mmsearch.models.pooling import MaxPool2d
+from mmsearch.models.pooling import MaxPool1d
 from mmsearch.models.registry import AUDIO_ENCODERS, IMAGE_ENCODERS, Encoder, register
 
 _dropout = dropout  # by another name where a parameter is called so
@@ -38,7 +38,8 @@ class ConvolutionBlocks(Encoder):
         for position, width in enumerate(filters):
             blocks += block(position, channels, width)
             if min(size) >= 2:
-                blocks.insert(len(blocks) - isinstance(blocks[-1], MONOTONE), MaxPool2d(len(size)))
+                pooling = nn.MaxPool2d(2) if len(size) == 2 else MaxPool1d()
+                blocks.insert(len(blocks) - isinstance(blocks[-1], MONOTONE), pooling)
                 size = tuple(side // 2 for side in size)
             blocks += _dropout(kind, rate)
             channels = width
