@@ -100,7 +100,7 @@ def test_images_of_another_size_are_resized(workspace: Path) -> None:
     coloured = np.repeat(doubled.transpose(0, 2, 3, 1), 3, axis=3)
     expected = bundle.predict(image, audio).argmax(1)
     for given in (doubled, coloured, doubled.astype(np.float32) / 255):
-        assert (bundle.predict(given, audio).argmax(1) == expected).mean() > 0.98
+        assert (bundle.predict(given, audio).argmax(1) == expected).mean() > 0.97
 
 
 def test_one_modality_alone(workspace: Path) -> None:

@@ -138,7 +138,7 @@ class OpenStudy:
         best, baseline = self.best(trials), self.baseline(trials)
         if best is None or baseline is None or not best.values or not baseline.values:
             return None
-        return self.signs[0] * float(best.values[0] - baseline.values[0])
+        return self.signs[0] * float(best.values[0] - baseline.values[0]) + 0.0  # no -0.0
 
     def total(self) -> int:
         """The total of the last launch, or else the study file's."""
