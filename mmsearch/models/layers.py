@@ -21,8 +21,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 # fraction of the numbers.
 MONOTONE = (nn.ReLU, nn.LeakyReLU, nn.ELU)
 
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
-
 
 class Dropout(nn.Dropout):
     """torch's dropout; on processors numbers of 16 bits draw its mask, four at a time, in an eighth of torch's time.
@@ -37,10 +35,7 @@ class Dropout(nn.Dropout):
         drawn = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         drawn = drawn[: input.numel()].as_strided(input.shape, torch.empty_like(input).stride())
         kept = drawn.ge_(min(round((self.p - 0.5) * 2**16), 2**15 - 1))  # 1 or 0
-        # times the bits of what scales the rest: the mask itself, without a cast where those are 16 too
-        integer = INTEGERS[input.element_size()]
-        scale = int(torch.tensor(1 / (1 - self.p), dtype=input.dtype).view(integer))
-        return input * kept.to(integer).mul_(scale).view(input.dtype)
+        return input * kept.to(input.dtype).mul_(1 / (1 - self.p))
 
 
 class Conv1d(nn.Conv1d):

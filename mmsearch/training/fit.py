@@ -261,11 +261,10 @@ def evaluate(model: MultimodalClassifier, batches: Batches, precision: torch.aut
     """
     model.eval()
     seen = Confusion(model.shapes.classes, batches.rows.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), precision or nullcontext():  # once: weights are cast once
         for batch in batches.in_order():
             assert batch.label is not None
-            with precision or nullcontext():
-                logits = model(batch.image, batch.audio).float()
+            logits = model(batch.image, batch.audio).float()
             seen.add(logits, batch.label, functional.cross_entropy(logits, batch.label))
     return seen
 
